@@ -1,0 +1,1 @@
+//! Measurements that compare in the same run.

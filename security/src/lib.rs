@@ -1,0 +1,1 @@
+//! Mechanism of the wall: capabilities and peer credentials.

@@ -1,0 +1,2 @@
+//! The unprivileged half: targets, symbols, profiles, the page.
+fn main() {}

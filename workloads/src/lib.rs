@@ -1,0 +1,1 @@
+//! Programs with a known call tree and known shares of time.
