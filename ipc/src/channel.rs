@@ -2,12 +2,11 @@
 //! descriptor with it.
 
 use std::{
-    future::poll_fn,
     io::{self, IoSlice, IoSliceMut},
     marker::PhantomData,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     path::Path,
-    task::{Context, Poll, Waker},
+    sync::Arc,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -17,7 +16,7 @@ use tokio_seqpacket::{
     ancillary::{AncillaryMessageWriter, OwnedAncillaryMessage},
 };
 
-use crate::{CodecError, FromCollector, FromUploader, codec};
+use crate::{CodecError, FromCollector, FromUploader, codec, handshake::HELLO_SIZE};
 
 /// Largest packet, in bytes.
 pub const MAX_MESSAGE_SIZE: usize = 64 * 1024;
@@ -75,9 +74,23 @@ pub enum ChannelError {
 /// One end of a connection, on which `S` is sent and `R` is received.
 #[derive(Debug)]
 pub struct Channel<S, R> {
-    socket: UnixSeqpacket,
+    sender: Sender<S>,
+    receiver: Receiver<R>,
+}
+
+/// The sending part of a [`Channel`].
+#[derive(Debug)]
+pub struct Sender<S> {
+    socket: Arc<UnixSeqpacket>,
+    direction: PhantomData<fn(S)>,
+}
+
+/// The receiving part of a [`Channel`].
+#[derive(Debug)]
+pub struct Receiver<R> {
+    socket: Arc<UnixSeqpacket>,
     buffer: Vec<u8>,
-    direction: PhantomData<(fn(S), fn() -> R)>,
+    direction: PhantomData<fn() -> R>,
 }
 
 /// The collector's end.
@@ -95,59 +108,68 @@ impl UploaderEnd {
 impl<S: Message, R: Message> Channel<S, R> {
     /// The channel over a connected socket.
     pub fn new(socket: UnixSeqpacket) -> Self {
+        let socket = Arc::new(socket);
         // One byte more than fits, so that a packet that is too large is seen to be.
-        Channel { socket, buffer: vec![0; R::MAX_SIZE.max(crate::handshake::HELLO_SIZE) + 1], direction: PhantomData }
+        let buffer = vec![0; R::MAX_SIZE.max(HELLO_SIZE) + 1];
+        Channel {
+            sender: Sender { socket: Arc::clone(&socket), direction: PhantomData },
+            receiver: Receiver { socket, buffer, direction: PhantomData },
+        }
     }
 
     /// The user id of the process that connected (`SO_PEERCRED`), known before the first byte.
     pub fn peer_uid(&self) -> io::Result<u32> {
-        Ok(self.socket.peer_cred()?.uid())
+        Ok(self.sender.socket.peer_cred()?.uid())
     }
 
-    /// Sends a message, waiting until there is room for it.
-    pub async fn send(&self, message: &S, file: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
-        let bytes = codec::encode(message)?;
-        self.send_packet(&bytes, file).await
+    /// The two directions, to be used at the same time.
+    pub fn split(self) -> (Sender<S>, Receiver<R>) {
+        (self.sender, self.receiver)
     }
 
-    /// Sends bytes that are already encoded, waiting until there is room for them.
-    pub async fn send_packet(&self, bytes: &[u8], file: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
-        poll_fn(|context| self.poll_send(context, bytes, file)).await
+    /// Sends the greeting.
+    pub(crate) async fn send_hello(&self, hello: &[u8]) -> Result<(), ChannelError> {
+        self.sender.send_packet(hello, None).await
     }
 
-    /// Sends bytes that are already encoded if there is room for them now; says whether there was.
-    pub fn try_send_packet(&self, bytes: &[u8], file: Option<BorrowedFd<'_>>) -> Result<bool, ChannelError> {
-        match self.poll_send(&mut Context::from_waker(Waker::noop()), bytes, file) {
-            Poll::Ready(result) => result.map(|()| true),
-            Poll::Pending => Ok(false),
+    /// Receives the greeting.
+    pub(crate) async fn receive_hello(&mut self) -> Result<&[u8], ChannelError> {
+        let (length, file) = self.receiver.receive_packet(HELLO_SIZE).await?;
+        if file.is_some() {
+            return Err(ChannelError::Files("a file where none belongs"));
         }
+        Ok(&self.receiver.buffer[..length])
+    }
+}
+
+impl<S: Message> Sender<S> {
+    /// Sends a message, waiting until there is room for it. Cancel-safe.
+    pub async fn send(&self, message: &S, file: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
+        self.send_packet(&codec::encode(message)?, file).await
     }
 
-    fn poll_send(
-        &self,
-        context: &mut Context,
-        bytes: &[u8],
-        file: Option<BorrowedFd<'_>>,
-    ) -> Poll<Result<(), ChannelError>> {
+    /// Sends bytes that are already encoded, waiting until there is room for them. Cancel-safe: a packet goes whole
+    /// or not at all.
+    pub async fn send_packet(&self, bytes: &[u8], file: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
         let mut control = [0; CONTROL_SIZE];
         let mut ancillary = AncillaryMessageWriter::new(&mut control);
         if let Some(file) = file
             && ancillary.add_fds([file]).is_err()
         {
-            return Poll::Ready(Err(ChannelError::Files("no room for a file")));
+            return Err(ChannelError::Files("no room for a file"));
         }
         let packet = [IoSlice::new(bytes)];
-        let sent = std::task::ready!(self.socket.poll_send_vectored_with_ancillary(context, &packet, &mut ancillary));
-        Poll::Ready(match sent {
+        match self.socket.send_vectored_with_ancillary(&packet, &mut ancillary).await {
             Ok(_) => Ok(()),
             Err(error) if is_closed(&error) => Err(ChannelError::Closed),
             Err(error) => Err(error.into()),
-        })
+        }
     }
+}
 
-    /// Receives the next message, and the file that came with it.
-    ///
-    /// Cancel-safe: a packet is taken whole or not at all.
+impl<R: Message> Receiver<R> {
+    /// Receives the next message, and the file that came with it. Cancel-safe: a packet is taken whole or not at
+    /// all.
     pub async fn receive(&mut self) -> Result<(R, Option<OwnedFd>), ChannelError> {
         let (length, file) = self.receive_packet(R::MAX_SIZE).await?;
         let message: R = codec::decode(&self.buffer[..length])?;
@@ -157,7 +179,7 @@ impl<S: Message, R: Message> Channel<S, R> {
         Ok((message, file))
     }
 
-    /// Receives a packet that is no message yet, into `self.buffer`.
+    /// Receives a packet into `self.buffer`.
     async fn receive_packet(&mut self, max_size: usize) -> Result<(usize, Option<OwnedFd>), ChannelError> {
         let mut control = [0; CONTROL_SIZE];
         let mut slices = [IoSliceMut::new(&mut self.buffer)];
@@ -184,46 +206,25 @@ impl<S: Message, R: Message> Channel<S, R> {
             length => Ok((length, files.pop())),
         }
     }
-
-    /// Sends the greeting.
-    pub(crate) async fn send_hello(&self, hello: &[u8]) -> Result<(), ChannelError> {
-        self.send_packet(hello, None).await
-    }
-
-    /// Receives the greeting.
-    pub(crate) async fn receive_hello(&mut self) -> Result<&[u8], ChannelError> {
-        let (length, file) = self.receive_packet(crate::handshake::HELLO_SIZE).await?;
-        if file.is_some() {
-            return Err(ChannelError::Files("a file where none belongs"));
-        }
-        Ok(&self.buffer[..length])
-    }
-}
-
-impl<S, R> AsRawFd for Channel<S, R> {
-    fn as_raw_fd(&self) -> i32 {
-        self.socket.as_raw_fd()
-    }
 }
 
 fn is_closed(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected)
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::{io::Read, os::fd::AsFd};
 
     use super::*;
-    use crate::{Anonymous, Comm, ProcessId};
+    use crate::{Anonymous, Comm, ExecutableId, ProcessId};
 
     fn pair() -> (CollectorEnd, UploaderEnd) {
         let (a, b) = UnixSeqpacket::pair().unwrap();
         (Channel::new(a), Channel::new(b))
-    }
-
-    fn open_files() -> usize {
-        std::fs::read_dir("/proc/self/fd").unwrap().count()
     }
 
     #[tokio::test]
@@ -232,45 +233,48 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         rustix::fs::ftruncate(&file, 1234).unwrap();
         let message = FromCollector::Anonymous(Anonymous { process: ProcessId(7) });
-        collector.send(&message, Some(file.as_fd())).await.unwrap();
-        let (received, file) = uploader.receive().await.unwrap();
+        collector.sender.send(&message, Some(file.as_fd())).await.unwrap();
+        let (received, file) = uploader.receiver.receive().await.unwrap();
         assert_eq!(received, message);
         assert_eq!(rustix::fs::fstat(file.unwrap()).unwrap().st_size, 1234);
     }
 
     #[tokio::test]
     async fn a_file_where_none_belongs_is_refused_and_closed() {
-        let (collector, mut uploader) = pair();
-        let file = tempfile::tempfile().unwrap();
+        let (mut collector, mut uploader) = pair();
+        // The reading end of a pipe sees its end once the writing end, passed along, is closed everywhere.
+        let (mut reader, writer) = std::io::pipe().unwrap();
         let message = FromCollector::Comm(Comm { process: ProcessId(7), comm: b"x".to_vec() });
-        let before = open_files();
-        collector.send(&message, Some(file.as_fd())).await.unwrap();
-        assert!(matches!(uploader.receive().await, Err(ChannelError::Files(_))));
-        let (uploader, mut collector) = (uploader, collector);
-        let request = codec::encode(&FromUploader::Reopen(crate::ExecutableId(1))).unwrap();
-        uploader.send_packet(&request, Some(file.as_fd())).await.unwrap();
-        assert!(matches!(collector.receive().await, Err(ChannelError::Files(_))));
-        assert_eq!(open_files(), before);
+        collector.sender.send(&message, Some(writer.as_fd())).await.unwrap();
+        assert!(matches!(uploader.receiver.receive().await, Err(ChannelError::Files(_))));
+        let request = codec::encode(&FromUploader::Reopen(ExecutableId(1))).unwrap();
+        uploader.sender.send_packet(&request, Some(writer.as_fd())).await.unwrap();
+        assert!(matches!(collector.receiver.receive().await, Err(ChannelError::Files(_))));
+        drop(writer);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     }
 
     #[tokio::test]
     async fn a_packet_beyond_the_limit_of_its_direction_is_refused() {
         let (mut collector, uploader) = pair();
-        uploader.send_packet(&[0; 65], None).await.unwrap();
-        assert!(matches!(collector.receive().await, Err(ChannelError::TooLarge(64))));
+        uploader.sender.send_packet(&[0; 65], None).await.unwrap();
+        assert!(matches!(collector.receiver.receive().await, Err(ChannelError::TooLarge(64))));
     }
 
     #[tokio::test]
-    async fn a_peer_that_goes_is_an_end_and_a_full_socket_is_no_error() {
+    async fn a_peer_that_does_not_read_is_waited_for_and_one_that_goes_is_an_end() {
         let (collector, uploader) = pair();
         let packet = vec![0; MAX_MESSAGE_SIZE];
-        let mut sent = 0;
-        while collector.try_send_packet(&packet, None).unwrap() {
-            sent += 1;
-        }
-        assert!(sent > 0);
-        drop(uploader);
-        let result = collector.send_packet(&packet, None).await;
+        let waiting = async {
+            loop {
+                collector.sender.send_packet(&packet, None).await?;
+            }
+        };
+        let going = async {
+            tokio::task::yield_now().await;
+            drop(uploader);
+        };
+        let (result, ()): (Result<(), ChannelError>, ()) = tokio::join!(waiting, going);
         assert!(matches!(result, Err(ChannelError::Closed)), "{result:?}");
     }
 }

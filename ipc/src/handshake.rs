@@ -165,7 +165,10 @@ mod tests {
         uploader.send_hello(&other.to_bytes()).await.unwrap();
         let error = greet_uploader(&mut collector).await.unwrap_err();
         assert!(error.to_string().contains("(bulkhead 9.9) speaks protocol 99"), "{error}");
-        assert_eq!(Hello::from_bytes(uploader.receive_hello().await.unwrap()), Some(Hello::new(Role::Collector)));
+        assert_eq!(
+            Hello::from_bytes(uploader.receive_hello().await.unwrap()),
+            Some(Hello::new(Role::Collector))
+        );
 
         let (mut collector, mut uploader) = pair();
         let other = Hello { protocol: 98, role: Role::Collector, release: "bulkhead 9.8".into() };
@@ -179,14 +182,19 @@ mod tests {
 
     #[tokio::test]
     async fn strangers_and_twins_are_refused() {
-        for packet in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; HELLO_SIZE], &Hello::new(Role::Uploader).to_bytes()[..63]] {
+        for packet in
+            [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; HELLO_SIZE], &Hello::new(Role::Uploader).to_bytes()[..63]]
+        {
             let (mut collector, uploader) = pair();
             uploader.send_hello(packet).await.unwrap();
             assert!(matches!(greet_uploader(&mut collector).await, Err(HandshakeError::NotBulkhead)));
         }
         let (mut collector, uploader) = pair();
         uploader.send_hello(&Hello::new(Role::Collector).to_bytes()).await.unwrap();
-        assert!(matches!(greet_uploader(&mut collector).await, Err(HandshakeError::SameRole(Role::Collector))));
+        assert!(matches!(
+            greet_uploader(&mut collector).await,
+            Err(HandshakeError::SameRole(Role::Collector))
+        ));
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,11 +8,15 @@ mod codec;
 mod handshake;
 mod messages;
 
-pub use channel::{Channel, ChannelError, CollectorEnd, MAX_MESSAGE_SIZE, Message, UploaderEnd};
+pub use channel::{
+    Channel, ChannelError, CollectorEnd, MAX_MESSAGE_SIZE, Message, Receiver, Sender, UploaderEnd,
+};
 pub use codec::{CodecError, decode, encode};
-pub use handshake::{HANDSHAKE_TIMEOUT, HandshakeError, Hello, PROTOCOL_VERSION, Role, greet_collector, greet_uploader};
+pub use handshake::{
+    HANDSHAKE_TIMEOUT, HandshakeError, Hello, PROTOCOL_VERSION, Role, greet_collector, greet_uploader,
+};
 pub use messages::{
-    Anonymous, Cgroup, CgroupId, Comm, Counters, Executable, ExecutableId, ExecutableKind, FromCollector, FromUploader,
-    Identity, KernelFrame, KernelSymbols, Limitation, Mapping, ModuleId, NotReopened, Process, ProcessId, Sample,
-    UserFrame, Welcome,
+    Anonymous, Cgroup, CgroupId, Comm, Counters, Executable, ExecutableId, ExecutableKind, FromCollector,
+    FromUploader, Identity, KernelFrame, KernelSymbols, Limitation, Mapping, ModuleId, NotReopened, Process,
+    ProcessId, Sample, UserFrame, Welcome,
 };

@@ -331,7 +331,12 @@ pub(crate) mod examples {
                 ],
             }]),
             FromCollector::Exit(process),
-            FromCollector::Counters(Counters { samples: 1, ends: vec![0, 1], losses: vec![2], ..Counters::default() }),
+            FromCollector::Counters(Counters {
+                samples: 1,
+                ends: vec![0, 1],
+                losses: vec![2],
+                ..Counters::default()
+            }),
             FromCollector::NotReopened(NotReopened::PerfMap(process)),
         ]
     }

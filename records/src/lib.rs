@@ -12,6 +12,6 @@ mod sample;
 pub use address::{ElfAddress, FileOffset, ProcessAddress};
 pub use reasons::{End, Loss};
 pub use sample::{
-    COMM_LENGTH, COUNTERS_PER_CPU, Counter, FRAMES_PER_CALL, MAX_CALLS, MAX_CPUS, MAX_FRAMES, MAX_KERNEL_FRAMES,
-    MAX_USER_FRAMES, SAMPLE_HEADER_SIZE, SampleHeader,
+    COMM_LENGTH, COUNTERS_PER_CPU, Counter, FRAMES_PER_CALL, MAX_CALLS, MAX_CPUS, MAX_FRAMES,
+    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SAMPLE_HEADER_SIZE, SampleHeader,
 };
