@@ -1,1 +1,9 @@
-//! The protocol buffers that Bulkhead speaks.
+//! The protocol buffers that Bulkhead speaks, a module for each upstream format. The code under `generated/` comes
+//! from the files under `proto/` by `script/build-proto`, and is committed so that building needs no compiler for
+//! protocol buffers; a test compares the two.
+
+/// The profile format of pprof, as of its `profile.proto` of 2024 (with columns and `doc_url`).
+#[expect(clippy::struct_excessive_bools, reason = "the flags of the format")]
+#[rustfmt::skip]
+#[path = "generated/perftools.profiles.rs"]
+pub mod pprof;
