@@ -1,1 +1,11 @@
-//! Mechanism of the wall: capabilities and peer credentials.
+//! Mechanism of the wall, for both halves: capabilities, process attributes, users. Which half may keep what is said
+//! by the half itself, in its `policy` module.
+
+mod capabilities;
+mod process;
+mod users;
+
+pub use capabilities::{CapabilityError, effective, keep_exactly, missing};
+pub use caps::{CapsHashSet, Capability};
+pub use process::{ProcessError, harden};
+pub use users::{UserError, uid_of};
