@@ -1,1 +1,24 @@
-//! Parsers of ELF, DWARF and perf maps over a read-at trait, without I/O.
+//! Parsers of ELF, DWARF and perf maps over a read-at trait, without I/O of their own.
+//!
+//! Every byte that is read here may have been written by an enemy: the file of any process, cut short, sparse, forged,
+//! changed while it is read. So each entry point is bounded in bytes, counts and work, answers with a typed error, and a
+//! bad record costs only that record.
+#![forbid(unsafe_code)]
+
+mod demangle;
+mod dwarf;
+mod error;
+mod facts;
+mod kernel_symbols;
+mod perf_map;
+mod read_at;
+mod symbols;
+
+pub use demangle::demangle;
+pub use dwarf::{Dwarf, Frame};
+pub use error::ObjectError;
+pub use facts::{Class, Contents, ElfFacts, ElfType, FileId, IdKind, Segment};
+pub use kernel_symbols::KernelSymbols;
+pub use perf_map::PerfMap;
+pub use read_at::ReadAt;
+pub use symbols::SymbolTable;
