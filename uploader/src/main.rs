@@ -1,2 +1,2 @@
-//! The unprivileged half: targets, symbols, profiles, the page.
+//! The program: see the library.
 fn main() {}
