@@ -2,7 +2,14 @@
 
 use records::{ElfAddress, FileOffset};
 
-use crate::{ObjectError, ReadAt};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    ObjectError, ReadAt,
+    elf::{Elf, PF_X, SHT_DYNSYM, SHT_SYMTAB, Section},
+    gopclntab, notes,
+    read_at::{read_exact, read_range},
+};
 
 /// 32 or 64 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +68,10 @@ pub struct Segment {
     pub executable: bool,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and any mix of them is possible"
+)]
 /// What the file can be symbolized by. Said by section headers; nothing of it was parsed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Contents {
@@ -74,7 +85,7 @@ pub struct Contents {
     pub debug_link: Option<String>,
     /// A file that shares DWARF with others (`.gnu_debugaltlink`, made by dwz).
     pub debug_alt_link: bool,
-    /// A compressed symbol table (`.gnu_debugdata`, MiniDebugInfo).
+    /// A compressed symbol table (`.gnu_debugdata`, "mini debug info").
     pub debug_data: bool,
     /// Go's function table (`.gopclntab`).
     pub go_functions: bool,
@@ -99,11 +110,45 @@ pub struct ElfFacts {
     pub contents: Contents,
 }
 
+/// Bytes at the start of the file that go into a content hash: all its headers.
+const HASHED_HEAD: u64 = 64 * 1024;
+/// Pieces of code that go into a content hash, spread evenly over each executable segment.
+const HASHED_PIECES: u64 = 16;
+/// Bytes of each such piece.
+const HASHED_PIECE: u64 = 64 * 1024;
+/// Executable segments that are hashed.
+const HASHED_SEGMENTS: usize = 4;
+
 impl ElfFacts {
-    /// Reads them: headers and notes, and some of the content if there is no id (bounded, see [`IdKind::Hash`]).
+    /// Reads them: headers and notes and, if there is no build id, the content that its replacement is a hash of.
+    ///
+    /// That hash is the first 20 bytes of SHA-256 over the size of the file, its first 64 KiB (so all headers of a
+    /// linked file), and of each executable segment (the first four) the whole if it is at most 1 MiB, else 16 pieces
+    /// of 64 KiB, evenly spread. So it reads at most about 4 MiB, and two builds of which only data differs can share
+    /// an id: names, which is what ids are compared for, are then the same.
     pub fn read(file: &dyn ReadAt) -> Result<Self, ObjectError> {
-        let _ = file.size();
-        Err(ObjectError::NotElf)
+        let elf = Elf::read(file)?;
+        let segments = elf.segments().map(|header| Segment {
+            address: ElfAddress(header.address),
+            memory_size: header.memory_size,
+            offset: FileOffset(header.offset),
+            file_size: header.file_size,
+            executable: header.flags & PF_X != 0,
+        });
+        let segments: Vec<_> = segments.collect();
+        let id = match notes::build_id(&elf) {
+            Some(id) => id,
+            None => content_hash(file, &segments)?,
+        };
+        Ok(ElfFacts {
+            class: elf.encoding.class,
+            little_endian: elf.encoding.little_endian,
+            machine: elf.machine,
+            elf_type: elf.kind,
+            id,
+            segments,
+            contents: contents(&elf),
+        })
     }
 
     /// The ELF address of a byte of the file, by the segment that holds it; one that is executable wins.
@@ -122,4 +167,56 @@ impl std::fmt::Display for FileId {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.bytes.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
     }
+}
+
+fn content_hash(file: &dyn ReadAt, segments: &[Segment]) -> Result<FileId, ObjectError> {
+    let what = "content for an id";
+    let size = file.size();
+    let mut hash = Sha256::new();
+    hash.update(size.to_le_bytes());
+    let mut buffer = vec![0; usize::try_from(HASHED_HEAD.max(HASHED_PIECE)).unwrap_or_default()];
+    let mut add = |offset: u64, length: u64| -> Result<(), ObjectError> {
+        let length = length.min(size.saturating_sub(offset));
+        let piece = &mut buffer[..usize::try_from(length).unwrap_or_default()];
+        read_exact(file, what, offset, piece)?;
+        hash.update(piece);
+        Ok(())
+    };
+    add(0, HASHED_HEAD)?;
+    for segment in segments.iter().filter(|segment| segment.executable).take(HASHED_SEGMENTS) {
+        // Without what the file does not hold, so that a forged size does not spread the pieces over nothing.
+        let length = segment.file_size.min(size.saturating_sub(segment.offset.0));
+        let pieces = length.div_ceil(HASHED_PIECE).min(HASHED_PIECES);
+        for piece in 0..pieces {
+            // The pieces begin evenly spread, the last ends with the segment.
+            let spread = length.saturating_sub(HASHED_PIECE);
+            let step = if pieces > 1 { spread / (pieces - 1) } else { 0 };
+            let at = if length <= HASHED_PIECES * HASHED_PIECE { piece * HASHED_PIECE } else { piece * step };
+            add(segment.offset.0 + at, HASHED_PIECE.min(length - at))?;
+        }
+    }
+    Ok(FileId { kind: IdKind::Hash, bytes: hash.finalize()[..20].to_vec() })
+}
+
+fn contents(elf: &Elf<'_>) -> Contents {
+    let has = |name: &str| elf.section(name).is_some();
+    Contents {
+        symbol_table: elf.section_of_kind(SHT_SYMTAB).is_some(),
+        dynamic_symbols: elf.section_of_kind(SHT_DYNSYM).is_some(),
+        dwarf: (has(".debug_info") && has(".debug_line")) || (has(".zdebug_info") && has(".zdebug_line")),
+        debug_link: elf.section(".gnu_debuglink").and_then(|section| debug_link(elf, section)),
+        debug_alt_link: has(".gnu_debugaltlink"),
+        debug_data: has(".gnu_debugdata"),
+        go_functions: gopclntab::section(elf).is_some(),
+    }
+}
+
+/// A file name, NUL, padding to 4, a CRC-32 (which nobody needs: the build id says more).
+fn debug_link(elf: &Elf<'_>, section: &Section) -> Option<String> {
+    let bytes = read_range(elf.file, "debug link", section.offset, section.size, 4096).ok()?;
+    let name = bytes.split(|byte| *byte == 0).next()?;
+    let name = std::str::from_utf8(name).ok()?;
+    // It names a file beside others, and must not be able to point elsewhere.
+    let plain = !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains('/');
+    plain.then(|| name.to_owned())
 }

@@ -7,12 +7,18 @@
 
 mod demangle;
 mod dwarf;
+mod elf;
 mod error;
 mod facts;
+mod gopclntab;
 mod kernel_symbols;
+mod notes;
 mod perf_map;
+mod plt;
 mod read_at;
+mod symbol_names;
 mod symbols;
+mod symtab;
 
 pub use demangle::demangle;
 pub use dwarf::{Dwarf, Frame};
