@@ -1,1 +1,14 @@
-//! Programs with a known call tree and known shares of time.
+//! Programs with a known call tree and known shares of time, and programs that do the odd things that real ones do.
+//! They are compiled when they are first asked for, into a folder under `target`, and kept by what they were made of.
+//!
+//! What a profile of them has to say is known before it is taken: this is what tests assert and benches measure.
+
+mod broken;
+mod catalogue;
+mod toolchain;
+mod tree;
+
+pub use broken::{Broken, write_broken};
+pub use catalogue::{Known, Program, known_cpp, known_go, known_rust, plain, plugin, program, stage};
+pub use toolchain::{BuildError, Language, compile};
+pub use tree::{CallTree, Leaf, Start, standard_leaves};

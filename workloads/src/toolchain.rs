@@ -1,0 +1,157 @@
+//! Compiles a source once: what was made is kept in a folder named after a hash of all it was made of.
+
+use std::{
+    env, fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+};
+
+use thiserror::Error;
+
+/// Which compiler reads a source.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Language {
+    /// gcc
+    C,
+    /// g++
+    Cpp,
+    /// go build
+    Go,
+    /// rustc
+    Rust,
+}
+
+/// Why a program could not be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// A file or folder could not be made.
+    #[error("cannot write {path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The compiler is not there.
+    #[error("cannot run {compiler} ({source}): script/setup test installs it")]
+    NoCompiler {
+        /// Its command.
+        compiler: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The compiler refused the source.
+    #[error("{command} failed:\n{stderr}")]
+    Compiler {
+        /// The command line.
+        command: String,
+        /// What it said.
+        stderr: String,
+    },
+    /// There is no program of this name.
+    #[error("there is no program called {0}")]
+    NoSuchProgram(String),
+}
+
+impl Language {
+    fn compiler(self) -> &'static str {
+        match self {
+            Language::C => "gcc",
+            Language::Cpp => "g++",
+            Language::Go => "go",
+            Language::Rust => "rustc",
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Language::C => "c",
+            Language::Cpp => "cc",
+            Language::Go => "go",
+            Language::Rust => "rs",
+        }
+    }
+}
+
+/// The folder where built programs are kept.
+fn cache() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    target.join("workloads")
+}
+
+/// Compiles `source` to an executable called `name` and gives its path. The same call again gives the same file.
+pub fn compile(name: &str, language: Language, source: &str, flags: &[&str]) -> Result<PathBuf, BuildError> {
+    // One at a time: two tests that want the same program must not build it twice.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _guard = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+
+    let mut hasher = DefaultHasher::new();
+    (language, source, flags).hash(&mut hasher);
+    let folder = cache().join(format!("{name}-{:016x}", hasher.finish()));
+    let program = folder.join(name);
+    if program.exists() {
+        return Ok(program);
+    }
+    let io_error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| BuildError::Io { path, source }
+    };
+    fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+    let source_file = folder.join(format!("{name}.{}", language.extension()));
+    fs::write(&source_file, source).map_err(io_error(&source_file))?;
+    let unfinished = folder.join(format!(".{name}.{}", std::process::id()));
+    let mut command = Command::new(language.compiler());
+    match language {
+        Language::C | Language::Cpp => {
+            command.arg("-o").arg(&unfinished).arg(&source_file).args(flags);
+        }
+        Language::Go => {
+            // Outside of any module, and without a cache folder that root may not have set.
+            command.env("GO111MODULE", "off").env("GOFLAGS", "");
+            command.arg("build").args(flags).arg("-o").arg(&unfinished).arg(&source_file);
+        }
+        Language::Rust => {
+            command.args(["--edition=2024", "--crate-type=bin"]).args(flags);
+            command.arg("-o").arg(&unfinished).arg(&source_file);
+        }
+    }
+    let output = command
+        .output()
+        .map_err(|source| BuildError::NoCompiler { compiler: language.compiler(), source })?;
+    if !output.status.success() {
+        return Err(BuildError::Compiler {
+            command: format!("{command:?}"),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        });
+    }
+    fs::rename(&unfinished, &program).map_err(io_error(&program))?;
+    Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_built_once_is_kept_and_what_differs_is_not_mixed_up() {
+        let source = "int main(void) { return VALUE; }";
+        let three = compile("unit-test", Language::C, source, &["-DVALUE=3"]).unwrap();
+        let four = compile("unit-test", Language::C, source, &["-DVALUE=4"]).unwrap();
+        assert_ne!(three, four);
+        assert_eq!(Command::new(&three).status().unwrap().code(), Some(3));
+        assert_eq!(Command::new(&four).status().unwrap().code(), Some(4));
+        let built = fs::metadata(&three).unwrap().modified().unwrap();
+        assert_eq!(compile("unit-test", Language::C, source, &["-DVALUE=3"]).unwrap(), three);
+        assert_eq!(fs::metadata(&three).unwrap().modified().unwrap(), built);
+    }
+
+    #[test]
+    fn a_compiler_that_refuses_is_quoted() {
+        let error = compile("unit-test-broken", Language::C, "int main(void) { return missing; }", &[]);
+        assert!(error.unwrap_err().to_string().contains("missing"));
+    }
+}
