@@ -1,7 +1,18 @@
-//! The unprivileged half of Bulkhead. Modules follow the walk of a sample: what the collector says
-//! ([`collector_client`]) is kept in mirrors ([`processes`], [`executables`]), becomes targets ([`targets`]) and
-//! profiles ([`profile`]) with names ([`symbols`]), which go to folders ([`store`]) and to the page ([`http`]).
+//! The unprivileged half of Bulkhead. Modules follow the walk of a sample: what the collector says is kept in mirrors
+//! ([`processes`], [`executables`]), becomes targets ([`targets`]) and profiles ([`profile`]) with names
+//! ([`symbols`]).
 
+pub mod collector_client;
+pub mod executables;
 pub mod flags;
 pub mod printable;
+pub mod processes;
+pub mod profile;
+pub mod resolve;
+pub mod state;
+pub mod store;
+pub mod symbols;
 pub mod targets;
+pub mod time;
+pub mod windows;
+pub mod worker;

@@ -1,0 +1,206 @@
+//! The connection to the collector: made, lost and made again, for ever.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipc::{
+    ChannelError, FromCollector, FromUploader, HandshakeError, Receiver, Sender, UploaderEnd, greet_collector,
+};
+use thiserror::Error;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    resolve::run_job,
+    state::{Fault, Request, Shared, limitation_text},
+};
+
+/// Pauses between attempts: the first, and the longest.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Pause after meeting a collector of another release: somebody has to install something.
+const MISMATCH_PAUSE: Duration = Duration::from_secs(10);
+/// How long the first message may take.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// A session that lasted this long was a good one: the next attempt comes without delay.
+const GOOD_SESSION: Duration = Duration::from_secs(5);
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+enum ClientError {
+    #[error("cannot connect to the collector at {path}: {source}{hint}")]
+    Connect { path: PathBuf, source: ChannelError, hint: &'static str },
+    #[error("cannot talk to the collector at {path}: {source}{hint}")]
+    Greeting { path: PathBuf, source: HandshakeError, hint: &'static str },
+    #[error("the collector at {path} sent no welcome within {} seconds", WELCOME_TIMEOUT.as_secs())]
+    NoWelcome { path: PathBuf },
+    #[error("the connection to the collector ended: {0}")]
+    Lost(ChannelError),
+    #[error("the connection to the collector was given up: {0}")]
+    Fault(#[from] Fault),
+}
+
+/// Connects to the collector, and applies what it sends until it is gone; then again.
+pub async fn run(shared: Arc<Shared>, path: PathBuf, mut requests: mpsc::Receiver<Request>) {
+    let mut pause = BACK_OFF.0;
+    let mut last_message = String::new();
+    let mut lost: Option<Instant> = None;
+    loop {
+        let begun = Instant::now();
+        let result = session(&shared, &path, &mut requests, &mut lost).await;
+        let mut was_connected = false;
+        {
+            let mut state = shared.state();
+            if state.is_connected() {
+                was_connected = true;
+                state.end_session();
+                lost = Some(Instant::now());
+            }
+            if matches!(result, ClientError::Fault(_) | ClientError::Lost(ChannelError::Codec(_)))
+                || matches!(result, ClientError::Lost(ChannelError::Files(_) | ChannelError::TooLarge(_)))
+            {
+                state.counts.faults += 1;
+            }
+        }
+        // Who waits for an answer need not wait any more.
+        shared.arrived.notify_waiters();
+        // A line for each change, and not for each attempt.
+        let message = result.to_string();
+        if was_connected || message != last_message {
+            warn!("{message}; trying again");
+        } else {
+            debug!("{message}; trying again");
+        }
+        last_message = message;
+        if was_connected && begun.elapsed() >= GOOD_SESSION {
+            pause = BACK_OFF.0;
+        }
+        if is_mismatch(&result) {
+            sleep(MISMATCH_PAUSE).await;
+        } else {
+            sleep(pause).await;
+            pause = (pause * 2).min(BACK_OFF.1);
+        }
+    }
+}
+
+fn is_mismatch(error: &ClientError) -> bool {
+    let ClientError::Greeting { source, .. } = error else { return false };
+    matches!(source, HandshakeError::Version { .. } | HandshakeError::SameRole(_) | HandshakeError::NotBulkhead)
+}
+
+/// One session, from the connection to its end; the answer says why it ended.
+async fn session(
+    shared: &Arc<Shared>,
+    path: &Path,
+    requests: &mut mpsc::Receiver<Request>,
+    lost: &mut Option<Instant>,
+) -> ClientError {
+    let path = path.to_path_buf();
+    let mut channel = match UploaderEnd::connect(&path).await {
+        Ok(channel) => channel,
+        Err(source) => {
+            let hint = connect_hint(&source);
+            return ClientError::Connect { path, source, hint };
+        }
+    };
+    if let Err(source) = greet_collector(&mut channel).await {
+        let hint = match source {
+            HandshakeError::Channel(_) => {
+                " (it serves one uploader at a time, and only the user of its --uploader-user)"
+            }
+            _ => "",
+        };
+        return ClientError::Greeting { path, source, hint };
+    }
+    let (sender, mut receiver) = channel.split();
+    let number = shared.state().begin_session();
+    let first = match timeout(WELCOME_TIMEOUT, receiver.receive()).await {
+        Ok(Ok(first)) => first,
+        Ok(Err(error)) => return ClientError::Lost(error),
+        Err(_) => return ClientError::NoWelcome { path },
+    };
+    if let Err(fault) = apply(shared, first) {
+        return fault.into();
+    }
+    {
+        let mut state = shared.state();
+        if let Some(lost) = lost.take() {
+            state.counts.disconnected += lost.elapsed();
+        }
+        if let Some(welcome) = &state.welcome {
+            let (frequency, cpus) = (welcome.sampling_frequency, welcome.cpus);
+            info!("connected to the collector at {}: {frequency} Hz on {cpus} CPUs", path.display());
+            for limitation in &welcome.limitations {
+                warn!("{}", limitation_text(*limitation));
+            }
+        }
+    }
+    tokio::select! {
+        error = receive(shared, &mut receiver) => error,
+        error = send(number, &sender, requests) => ClientError::Lost(error),
+    }
+}
+
+fn connect_hint(error: &ChannelError) -> &'static str {
+    let ChannelError::Io(error) = error else { return "" };
+    match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+            " (is bulkhead-collector running, with this --socket?)"
+        }
+        std::io::ErrorKind::PermissionDenied => " (start the collector with --uploader-user set to this user)",
+        _ => "",
+    }
+}
+
+async fn receive(shared: &Arc<Shared>, receiver: &mut Receiver<FromCollector>) -> ClientError {
+    loop {
+        match receiver.receive().await {
+            Ok(message) => {
+                if let Err(fault) = apply(shared, message) {
+                    return fault.into();
+                }
+            }
+            Err(error) => return ClientError::Lost(error),
+        }
+    }
+}
+
+fn apply(
+    shared: &Arc<Shared>,
+    (message, file): (FromCollector, Option<std::os::fd::OwnedFd>),
+) -> Result<(), Fault> {
+    let is_answer = matches!(
+        message,
+        FromCollector::Executable(_) | FromCollector::Anonymous(_) | FromCollector::NotReopened(_)
+    );
+    let job = shared.state().apply(message, file, Instant::now())?;
+    if let Some(job) = job {
+        tokio::spawn(run_job(Arc::clone(shared), job));
+    }
+    if is_answer {
+        shared.arrived.notify_waiters();
+    }
+    Ok(())
+}
+
+/// Sends the requests of this session; those of sessions before it are dropped: their ids mean something else now.
+async fn send(number: u64, sender: &Sender<FromUploader>, requests: &mut mpsc::Receiver<Request>) -> ChannelError {
+    loop {
+        match requests.recv().await {
+            Some((session, request)) if session == number => {
+                if let Err(error) = sender.send(&request, None).await {
+                    return error;
+                }
+            }
+            Some(_) => {}
+            // The state, which has the other end, lives as long as this task.
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Names for the stacks of a window: asks the collector for the files that are missing, reads them on threads of their
+//! own, and keeps what was found. Nothing here delays the samples that come in meanwhile.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use objects::ObjectError;
+use tokio::{
+    task::JoinSet,
+    time::{sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    executables::{Executable, ExecutableKey, Facts},
+    processes::JitKey,
+    profile::{ExecutableInfo, Frame, Names},
+    state::{Job, Shared, State},
+    symbols::{
+        Answer, Function, KernelNames, Line, Lines, Question, read_facts, read_kernel_symbols,
+    },
+    worker::{JobError, Worker},
+};
+
+/// How long the facts of a file may take.
+const FACTS_LIMIT: Duration = Duration::from_secs(2);
+/// How long the names of one file may take.
+const NAMES_LIMIT: Duration = Duration::from_secs(10);
+/// How long the kernel's symbols may take.
+const KERNEL_LIMIT: Duration = Duration::from_secs(30);
+/// How long the collector's answers are waited for.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// The names of a window take no longer than this; what has none by then stays unnamed.
+const WINDOW_LIMIT: Duration = Duration::from_secs(30);
+/// DWARF is read so seldom that it takes at most one part in so many of the time.
+const DWARF_SHARE: u32 = 100;
+
+/// Reads something that came from the collector.
+pub async fn run_job(shared: Arc<Shared>, job: Job) {
+    match job {
+        Job::Facts(key, kind, file) => {
+            let result = shared.files.run(FACTS_LIMIT, move || read_facts(&file)).await;
+            let now = Instant::now();
+            let mut state = shared.state();
+            let facts = match result {
+                Ok(Ok(facts)) => Facts::Known(Arc::new(facts)),
+                Ok(Err(error)) => {
+                    state.counts.executables_unreadable += 1;
+                    unreadable(&mut state, key, &error)
+                }
+                Err(error) => {
+                    state.counts.executables_timed_out += 1;
+                    let path = path_of(&state, key);
+                    warn!("cannot read {path}: {error}; its frames have no names");
+                    if error != JobError::Panicked && state.executables.strike(kind, now) {
+                        warn!("the device of {path} hangs: nothing is read from it for ten minutes");
+                    }
+                    Facts::Unreadable(error.to_string().into())
+                }
+            };
+            let known = matches!(facts, Facts::Known(_));
+            state.set_facts(key, facts);
+            if !known {
+                state.executables.close(key);
+            }
+            drop(state);
+            shared.arrived.notify_waiters();
+        }
+        Job::KernelSymbols(file) => {
+            let result = shared.files.run(KERNEL_LIMIT, move || read_kernel_symbols(&file)).await;
+            match result {
+                Ok(Ok(symbols)) => {
+                    let mut state = shared.state();
+                    let names = KernelNames::new(symbols, &state.modules);
+                    info!("read {} kernel symbols", names.len());
+                    state.kernel = Arc::new(names);
+                }
+                Ok(Err(error)) => warn!("cannot read the kernel's symbols: {error}; kernel frames have no names"),
+                Err(error) => warn!("cannot read the kernel's symbols: {error}; kernel frames have no names"),
+            }
+        }
+    }
+}
+
+/// One warning for a file that should be readable and is not. What is no ELF file (a jit dump, a font) is no fault.
+fn unreadable(state: &mut State, key: ExecutableKey, error: &ObjectError) -> Facts {
+    let path = path_of(state, key);
+    if matches!(error, ObjectError::NotElf) {
+        debug!("{path} is no ELF file; its frames have no names");
+    } else {
+        warn!("cannot read {path}: {error}; its frames have no names");
+    }
+    if let Some(entry) = state.executables.get_mut(key) {
+        entry.warned = true;
+    }
+    Facts::Unreadable(error.to_string().into())
+}
+
+fn path_of(state: &State, key: ExecutableKey) -> Arc<str> {
+    state.executables.get(key).map_or_else(|| "[unknown]".into(), |entry| Arc::clone(&entry.path))
+}
+
+/// What has to be looked up for some stacks.
+#[derive(Debug, Default)]
+struct Pending {
+    files: HashMap<ExecutableKey, BTreeSet<u64>>,
+    anonymous: HashMap<JitKey, BTreeSet<u64>>,
+    kernel: BTreeSet<(u16, u64)>,
+}
+
+/// The names of all frames of these stacks, as far as they are to be had.
+pub async fn names(shared: &Arc<Shared>, stacks: &[Arc<[Frame]>]) -> Names {
+    let mut pending = Pending::default();
+    for frame in stacks.iter().flat_map(|stack| stack.iter()) {
+        match *frame {
+            Frame::File(key, offset) => _ = pending.files.entry(key).or_default().insert(offset),
+            Frame::Anonymous(key, address) => _ = pending.anonymous.entry(key).or_default().insert(address),
+            Frame::Kernel(module, offset) => _ = pending.kernel.insert((module, offset)),
+            Frame::UnknownKernel | Frame::TooManyStacks => {}
+        }
+    }
+    let mut names = Names::default();
+    let used: Vec<_> = pending.files.keys().copied().collect();
+    let deadline = Instant::now() + WINDOW_LIMIT;
+    take_cached(shared, &mut pending, &mut names);
+    ask(shared, &pending).await;
+    let resolved = timeout(WINDOW_LIMIT, async {
+        facts(shared, &pending, deadline).await;
+        resolve_files(shared, &mut pending, &mut names).await;
+        resolve_anonymous(shared, &pending).await;
+    });
+    if resolved.await.is_err() {
+        warn!("names were not found within {} seconds: some frames have none", WINDOW_LIMIT.as_secs());
+    }
+    finish(shared, &used, &pending, &mut names);
+    names
+}
+
+/// Takes what is known already out of what is to be looked up.
+fn take_cached(shared: &Shared, pending: &mut Pending, names: &mut Names) {
+    let mut state = shared.state();
+    pending.files.retain(|key, offsets| {
+        offsets.retain(|offset| match state.names.get(*key, *offset) {
+            Some(lines) => {
+                names.lines.insert(Frame::File(*key, *offset), lines);
+                false
+            }
+            None => true,
+        });
+        !offsets.is_empty()
+    });
+}
+
+/// Asks for the files that are missing, and waits a moment for the answers.
+async fn ask(shared: &Shared, pending: &Pending) {
+    let until = Instant::now() + ANSWER_LIMIT;
+    {
+        let mut state = shared.state();
+        let now = Instant::now();
+        for key in pending.files.keys() {
+            if state.needs_file(*key, now) {
+                state.ask_for_file(*key, now);
+            }
+        }
+        for (key, addresses) in &pending.anonymous {
+            if state.jit.unresolved(*key, addresses).is_empty() {
+                continue;
+            }
+            if let Some(process) = state.jit.to_ask(*key) {
+                state.ask_for_perf_map(process, now);
+            }
+        }
+    }
+    loop {
+        // Before the look, so that no answer comes between the two.
+        let arrived = shared.arrived.notified();
+        if shared.state().awaited.is_empty() {
+            return;
+        }
+        tokio::select! {
+            () = arrived => {}
+            () = sleep_until(until.into()) => {
+                // Never waited for again, even if they never come.
+                shared.state().awaited.clear();
+                return;
+            }
+        }
+    }
+}
+
+/// Waits until the facts of all files that are here were read.
+async fn facts(shared: &Arc<Shared>, pending: &Pending, deadline: Instant) {
+    for key in pending.files.keys() {
+        let job = shared.state().read_facts_now(*key);
+        if let Some(job) = job {
+            tokio::spawn(run_job(Arc::clone(shared), job));
+        }
+    }
+    loop {
+        let arrived = shared.arrived.notified();
+        let reading = |key: &ExecutableKey| {
+            shared.state().executables.get(*key).is_some_and(|entry| matches!(entry.facts, Facts::Reading))
+        };
+        if !pending.files.keys().any(reading) {
+            return;
+        }
+        tokio::select! {
+            () = arrived => {}
+            () = sleep_until(deadline.into()) => return,
+        }
+    }
+}
+
+async fn resolve_files(shared: &Arc<Shared>, pending: &mut Pending, names: &mut Names) {
+    let mut jobs = JoinSet::new();
+    for (key, offsets) in &pending.files {
+        let Some(question) = question(shared, *key, offsets) else { continue };
+        let (worker, key): (Worker, _) = (shared.names.clone(), *key);
+        let shared = Arc::clone(shared);
+        jobs.spawn(async move {
+            let kind = shared.state().executables.get(key).map(|entry| entry.kind);
+            // Its device may have been found to hang since.
+            if kind.is_some_and(|kind| shared.state().executables.is_closed(kind, Instant::now())) {
+                return (key, Err(JobError::Refused));
+            }
+            (key, worker.run(NAMES_LIMIT, move || question.answer()).await)
+        });
+    }
+    while let Some(result) = jobs.join_next().await {
+        // The task itself does nothing that could fail.
+        let Ok((key, answer)) = result else { continue };
+        match answer {
+            Ok(answer) => {
+                let lines = keep(&mut shared.state(), key, answer);
+                names.lines.extend(lines);
+                pending.files.remove(&key);
+            }
+            Err(error) => failed(&mut shared.state(), key, &error),
+        }
+    }
+}
+
+/// What to ask of an executable; `None` when there is nothing to read it from.
+fn question(shared: &Shared, key: ExecutableKey, offsets: &BTreeSet<u64>) -> Option<Question> {
+    let mut state = shared.state();
+    let table = state.tables.get(key);
+    let entry = state.executables.get_mut(key)?;
+    let facts = Arc::clone(entry.known()?);
+    if entry.file.is_none() && table.is_none() {
+        state.counts.executables_unavailable += 1;
+        return None;
+    }
+    let dwarf = entry.dwarf_again.is_none_or(|again| Instant::now() >= again);
+    let file = entry.file.clone();
+    Some(Question { file, facts, table, dwarf, offsets: offsets.iter().copied().collect() })
+}
+
+/// Keeps an answer for later windows.
+fn keep(state: &mut State, key: ExecutableKey, answer: Answer) -> Vec<(Frame, Lines)> {
+    let now = Instant::now();
+    let mut result = Vec::with_capacity(answer.lines.len());
+    for (offset, lines) in answer.lines {
+        let lines = state.names.share(lines);
+        // What DWARF could tell better later is looked up again then.
+        if !answer.provisional {
+            state.names.insert(key, offset, Arc::clone(&lines));
+        }
+        result.push((Frame::File(key, offset), lines));
+    }
+    if let Some(table) = answer.table {
+        if !state.tables.contains(key) {
+            state.counts.executables_named += 1;
+        }
+        state.tables.insert(key, table);
+    }
+    if let Some(entry) = state.executables.get_mut(key) {
+        if !answer.dwarf_cost.is_zero() {
+            entry.dwarf_again = Some(now + answer.dwarf_cost * DWARF_SHARE);
+        }
+        if let Some(problem) = answer.problem.filter(|_| !entry.warned) {
+            entry.warned = true;
+            warn!("{}: {problem}; some of its frames may have no names", entry.path);
+        }
+    }
+    result
+}
+
+/// Gives an executable up whose names could not be read.
+fn failed(state: &mut State, key: ExecutableKey, error: &JobError) {
+    let Some(Executable { kind, path, .. }) = state.executables.get(key).cloned() else { return };
+    warn!("cannot read the names of {path}: {error}; its frames have no names");
+    if matches!(error, JobError::TimedOut(_)) {
+        state.counts.executables_timed_out += 1;
+        if state.executables.strike(kind, Instant::now()) {
+            warn!("the device of {path} hangs: nothing is read from it for ten minutes");
+        }
+    }
+    if *error != JobError::Refused
+        && let Some(entry) = state.executables.get_mut(key)
+    {
+        entry.facts = Facts::Unreadable(error.to_string().into());
+    }
+}
+
+async fn resolve_anonymous(shared: &Arc<Shared>, pending: &Pending) {
+    for (key, addresses) in &pending.anonymous {
+        let question = {
+            let mut state = shared.state();
+            let unresolved = state.jit.unresolved(*key, addresses);
+            if unresolved.is_empty() { None } else { state.jit.question(*key, unresolved) }
+        };
+        let Some(question) = question else { continue };
+        match shared.files.run(NAMES_LIMIT, move || question.answer()).await {
+            Ok(answer) => {
+                if let Some(problem) = &answer.problem {
+                    debug!("a perf map: {problem}");
+                }
+                shared.state().jit.answer(*key, &answer);
+            }
+            Err(error) => warn!("cannot read a perf map: {error}; the process's own code has no names"),
+        }
+    }
+}
+
+/// Closes the files, and adds what needs none.
+fn finish(shared: &Shared, used: &[ExecutableKey], pending: &Pending, names: &mut Names) {
+    let mut state = shared.state();
+    names.remarks = state.remarks();
+    for key in used {
+        state.executables.close(*key);
+        let Some(entry) = state.executables.get(*key) else { continue };
+        let problem = match &entry.facts {
+            Facts::Unreadable(reason) => Some(Arc::clone(reason)),
+            _ if pending.files.contains_key(key) => Some("its file could not be had".into()),
+            _ => None,
+        };
+        let info =
+            ExecutableInfo { path: Arc::clone(&entry.path), facts: entry.known().cloned(), problem };
+        names.executables.insert(*key, info);
+    }
+    for (key, addresses) in &pending.anonymous {
+        for address in addresses {
+            if let Some(name) = state.jit.name(*key, *address) {
+                names.lines.insert(Frame::Anonymous(*key, *address), one_line(&name, String::new()));
+            }
+        }
+    }
+    let kernel = Arc::clone(&state.kernel);
+    for (module, offset) in &pending.kernel {
+        if let Some(name) = kernel.lookup(*module, *offset) {
+            let module_name = state.modules.name(*module);
+            let place = if module_name.is_empty() { String::new() } else { format!("[{module_name}]") };
+            let name = crate::printable::printable(name.as_bytes());
+            names.lines.insert(Frame::Kernel(*module, *offset), one_line(&name, place));
+        }
+    }
+    state.names.shrink();
+}
+
+fn one_line(name: &str, file: String) -> Lines {
+    let function = Function { name: name.to_owned(), system_name: name.to_owned(), file };
+    Arc::new([Line { function: Arc::new(function), line: 0 }])
+}

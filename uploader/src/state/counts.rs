@@ -1,0 +1,120 @@
+//! Numbers for `/metrics`.
+
+use std::time::Duration;
+
+use ipc::Counters;
+
+/// What the collectors have counted, all that were met together: a collector counts from its own start.
+#[derive(Clone, Debug, Default)]
+pub struct CollectorCounters {
+    before: Counters,
+    now: Counters,
+}
+
+impl CollectorCounters {
+    /// The collector's latest.
+    pub fn update(&mut self, counters: Counters) {
+        // Numbers that went back are those of another collector, even if it says that it is the same.
+        if counters.samples < self.now.samples || counters.kernel_events < self.now.kernel_events {
+            self.restarted();
+        }
+        self.now = counters;
+    }
+
+    /// Another collector begins to count.
+    pub fn restarted(&mut self) {
+        self.before = self.total();
+        self.now = Counters::default();
+    }
+
+    /// The sums. `processes` and `executables` are those of the present collector.
+    pub fn total(&self) -> Counters {
+        let sum = |before: &[u64], now: &[u64]| {
+            let at = |list: &[u64], index| list.get(index).copied().unwrap_or(0);
+            // As many as there can be numbers of reasons; a broken collector could send more.
+            let length = before.len().max(now.len()).min(256);
+            (0..length).map(|index| at(before, index).saturating_add(at(now, index))).collect()
+        };
+        Counters {
+            samples: self.before.samples.saturating_add(self.now.samples),
+            idle: self.before.idle.saturating_add(self.now.idle),
+            ends: sum(&self.before.ends, &self.now.ends),
+            losses: sum(&self.before.losses, &self.now.losses),
+            kernel_events: self.before.kernel_events.saturating_add(self.now.kernel_events),
+            processes: self.now.processes,
+            executables: self.now.executables,
+        }
+    }
+}
+
+/// What the uploader has counted since its start.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Messages received.
+    pub messages: u64,
+    /// Connections to a collector.
+    pub sessions: u64,
+    /// Times that the collector was another one than before.
+    pub collector_restarts: u64,
+    /// Time without a collector, after the first was met.
+    pub disconnected: Duration,
+    /// Connections that ended because of what the collector sent.
+    pub faults: u64,
+    /// Samples received.
+    pub samples: u64,
+    /// Samples of processes that the collector has not spoken of: kept, under the name of their thread.
+    pub samples_unknown_process: u64,
+    /// Frames in executables that the collector has not spoken of.
+    pub frames_unknown_executable: u64,
+    /// Samples of which part was merged into a marked stack or target, because a window was full.
+    pub merged_samples: u64,
+    /// Windows that became profiles.
+    pub windows: u64,
+    /// Windows that were thrown away, because those before them were not finished yet.
+    pub windows_dropped: u64,
+    /// Samples in them.
+    pub samples_dropped: u64,
+    /// Profiles made.
+    pub profiles: u64,
+    /// Executables whose names were read (or found to be missing) from their file.
+    pub executables_named: u64,
+    /// Executables that could not be read: no ELF file, or a broken one.
+    pub executables_unreadable: u64,
+    /// Executables whose file system gave no answer in time.
+    pub executables_timed_out: u64,
+    /// Executables whose file could not be had when names were needed.
+    pub executables_unavailable: u64,
+    /// Requests to the collector.
+    pub requests: u64,
+    /// Requests that were not made, because there were too many.
+    pub requests_refused: u64,
+    /// Requests for a file that the collector could not fulfil.
+    pub not_reopened: u64,
+    /// Files that the local store wrote, and failed to.
+    pub stored: u64,
+    /// Files that the local store could not write.
+    pub store_failures: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_go_on_over_restarts() {
+        let counters = |samples, losses: &[u64]| Counters { samples, losses: losses.to_vec(), ..Counters::default() };
+        let mut total = CollectorCounters::default();
+        total.update(counters(10, &[0, 1]));
+        total.update(counters(20, &[0, 2]));
+        assert_eq!(total.total(), counters(20, &[0, 2]));
+        total.restarted();
+        total.update(counters(5, &[0, 1, 7]));
+        assert_eq!(total.total(), counters(25, &[0, 3, 7]));
+        // Went back without another word.
+        total.update(counters(1, &[1]));
+        assert_eq!(total.total(), counters(26, &[1, 3, 7]));
+        total.update(counters(u64::MAX, &[u64::MAX; 1000]));
+        assert_eq!(total.total().samples, u64::MAX);
+        assert_eq!(total.total().losses.len(), 256);
+    }
+}

@@ -1,0 +1,392 @@
+//! What the uploader knows, and how each message of the collector changes it. Nothing here waits or reads a file: what
+//! must be read is handed back as a [`Job`].
+
+mod counts;
+mod samples;
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ipc::{
+    ExecutableId, ExecutableKind, FromCollector, FromUploader, Limitation, NotReopened, ProcessId, Welcome,
+};
+use tokio::sync::{Notify, mpsc};
+
+pub use counts::{CollectorCounters, Counts};
+
+use crate::{
+    executables::{ExecutableKey, Executables, Facts},
+    processes::Processes,
+    profile::{Profiles, Window},
+    symbols::{JitProcesses, KernelNames, Modules, NameCache, TableCache},
+    targets::TargetMaker,
+    worker::Worker,
+};
+
+/// Most memory for names of addresses, in bytes.
+const NAME_CACHE: usize = 10 << 20;
+/// Most memory for symbol tables, in bytes.
+const TABLE_CACHE: usize = 10 << 20;
+/// Most facts that are waited for at one time; more are read when they are needed.
+const MAX_READING: usize = 256;
+/// Requests that may wait to be sent.
+pub const MAX_REQUESTS: usize = 256;
+/// Requests a second, on average and at once.
+const REQUEST_RATE: (f64, f64) = (50.0, 200.0);
+
+/// A request, and the number of the session that its id is of.
+pub type Request = (u64, FromUploader);
+
+/// Something to be read, away from the main thread.
+#[derive(Debug)]
+pub enum Job {
+    /// The facts of an executable.
+    Facts(ExecutableKey, ExecutableKind, Arc<File>),
+    /// The kernel's symbols.
+    KernelSymbols(Arc<File>),
+}
+
+/// What the collector sent that it should not have.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Fault {
+    /// The session does not begin as it should.
+    #[error("the collector's first message is no welcome")]
+    NoWelcome,
+    /// A second welcome.
+    #[error("the collector sent a second welcome")]
+    SecondWelcome,
+}
+
+/// An answer of the collector's that somebody waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Awaited {
+    /// The file of an executable.
+    Executable(ExecutableId),
+    /// The perf map of a process.
+    PerfMap(ProcessId),
+}
+
+/// The state, and what else its users share.
+#[derive(Debug)]
+pub struct Shared {
+    state: Mutex<State>,
+    /// Reads files of profiled processes.
+    pub files: Worker,
+    /// Resolves names, which can take more memory: fewer at a time.
+    pub names: Worker,
+    /// Finished profiles.
+    pub profiles: Profiles,
+    /// Woken when an answer of the collector's came, or facts were read.
+    pub arrived: Notify,
+}
+
+impl Shared {
+    /// The state with no collector yet, and the requests that it will make.
+    pub fn new(maker: TargetMaker, thread_labels: bool, window: Duration) -> (Arc<Self>, mpsc::Receiver<Request>) {
+        let (sender, receiver) = mpsc::channel(MAX_REQUESTS);
+        let shared = Shared {
+            state: Mutex::new(State::new(maker, thread_labels, sender)),
+            files: Worker::new(4),
+            names: Worker::new(2),
+            profiles: Profiles::new(window),
+            arrived: Notify::new(),
+        };
+        (Arc::new(shared), receiver)
+    }
+
+    /// The state. Nobody holds it for longer than it takes to look something up.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the uploader knows.
+#[derive(Debug)]
+pub struct State {
+    maker: TargetMaker,
+    thread_labels: bool,
+    /// Number of the session; counts up with each connection.
+    session: u64,
+    /// What the collector said of itself, while one is connected.
+    pub welcome: Option<Welcome>,
+    epoch: Option<u64>,
+    /// Processes of the session.
+    pub processes: Processes,
+    /// Executables.
+    pub executables: Executables,
+    /// Processes with code that has no file.
+    pub jit: JitProcesses,
+    /// Names of kernel modules.
+    pub modules: Modules,
+    /// Names of the kernel's code.
+    pub kernel: Arc<KernelNames>,
+    /// Names that were resolved.
+    pub names: NameCache,
+    /// Symbol tables that were read.
+    pub tables: TableCache,
+    /// Answers of the collector's that somebody waits for.
+    pub awaited: HashSet<Awaited>,
+    window: Window,
+    reading: usize,
+    requests: mpsc::Sender<Request>,
+    tokens: (f64, Instant),
+    thread_names: samples::ThreadNames,
+    /// What the collector has counted.
+    pub collector: CollectorCounters,
+    /// What the uploader has counted.
+    pub counts: Counts,
+}
+
+impl State {
+    fn new(maker: TargetMaker, thread_labels: bool, requests: mpsc::Sender<Request>) -> Self {
+        State {
+            maker,
+            thread_labels,
+            session: 0,
+            welcome: None,
+            epoch: None,
+            processes: Processes::default(),
+            executables: Executables::default(),
+            jit: JitProcesses::default(),
+            modules: Modules::default(),
+            kernel: Arc::default(),
+            names: NameCache::new(NAME_CACHE),
+            tables: TableCache::new(TABLE_CACHE),
+            awaited: HashSet::new(),
+            window: Window::begin(1, 100),
+            reading: 0,
+            requests,
+            tokens: (REQUEST_RATE.1, Instant::now()),
+            thread_names: samples::ThreadNames::default(),
+            collector: CollectorCounters::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// A collector was met; its ids begin anew. Returns the number of the session.
+    pub fn begin_session(&mut self) -> u64 {
+        self.session += 1;
+        self.counts.sessions += 1;
+        self.session
+    }
+
+    /// The collector is gone, and its ids with it. Samples stay.
+    pub fn end_session(&mut self) {
+        self.welcome = None;
+        self.processes.end_session();
+        self.executables.end_session();
+        self.jit.end_all();
+        self.modules.end_session();
+        self.awaited.clear();
+    }
+
+    /// Whether a collector is connected.
+    pub fn is_connected(&self) -> bool {
+        self.welcome.is_some()
+    }
+
+    /// Number of the session: requests of another one are not sent.
+    pub fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// Applies a message. An error ends the session.
+    pub fn apply(
+        &mut self,
+        message: FromCollector,
+        file: Option<OwnedFd>,
+        now: Instant,
+    ) -> Result<Option<Job>, Fault> {
+        let file = file.map(|file| Arc::new(File::from(file)));
+        self.counts.messages += 1;
+        match (&self.welcome, message) {
+            (None, FromCollector::Welcome(welcome)) => self.welcome(welcome),
+            (None, _) => return Err(Fault::NoWelcome),
+            (Some(_), FromCollector::Welcome(_)) => return Err(Fault::SecondWelcome),
+            (_, FromCollector::KernelSymbols(symbols)) => {
+                self.modules.set(&symbols.modules);
+                return Ok(file.map(Job::KernelSymbols));
+            }
+            (_, FromCollector::Cgroup(cgroup)) => self.processes.add_cgroup(&cgroup),
+            (_, FromCollector::Process(process)) => self.processes.add(&process),
+            (_, FromCollector::Comm(comm)) => self.processes.rename(&comm),
+            (_, FromCollector::Executable(executable)) => return Ok(self.executable(&executable, file, now)),
+            // Frames come as file offsets: where a process has a file mapped is of no use here.
+            (_, FromCollector::Mapping(_)) => {}
+            (_, FromCollector::Anonymous(anonymous)) => {
+                self.awaited.remove(&Awaited::PerfMap(anonymous.process));
+                if let Some(key) = self.processes.jit(anonymous.process, || self.jit.make_key()) {
+                    self.jit.add(key, anonymous.process, file);
+                }
+            }
+            (_, FromCollector::Samples(samples)) => {
+                for sample in samples {
+                    self.sample(&sample, now);
+                }
+            }
+            (_, FromCollector::Exit(process)) => {
+                if let Some(key) = self.processes.remove(process) {
+                    self.jit.end(key);
+                }
+            }
+            (_, FromCollector::Counters(counters)) => self.collector.update(counters),
+            (_, FromCollector::NotReopened(what)) => self.not_reopened(what),
+        }
+        Ok(None)
+    }
+
+    fn welcome(&mut self, welcome: Welcome) {
+        if self.epoch.replace(welcome.epoch).is_some_and(|epoch| epoch != welcome.epoch) {
+            self.counts.collector_restarts += 1;
+            self.collector.restarted();
+        }
+        self.window.frequency = welcome.sampling_frequency.clamp(1, 1_000_000);
+        self.welcome = Some(welcome);
+    }
+
+    fn executable(&mut self, executable: &ipc::Executable, file: Option<Arc<File>>, now: Instant) -> Option<Job> {
+        self.awaited.remove(&Awaited::Executable(executable.id));
+        let key = self.executables.add(executable, file.clone(), now);
+        let closed = self.executables.is_closed(executable.kind, now);
+        let entry = self.executables.get_mut(key)?;
+        let file = file?;
+        if !matches!(entry.facts, Facts::Unread) || self.reading >= MAX_READING || closed {
+            return None;
+        }
+        entry.facts = Facts::Reading;
+        self.reading += 1;
+        Some(Job::Facts(key, executable.kind, file))
+    }
+
+    /// The facts of an executable were read, or cannot be.
+    pub fn set_facts(&mut self, key: ExecutableKey, facts: Facts) {
+        self.reading = self.reading.saturating_sub(1);
+        if let Some(entry) = self.executables.get_mut(key) {
+            entry.facts = facts;
+        }
+    }
+
+    /// Begins to read facts that nobody has read yet, if the file is here.
+    pub fn read_facts_now(&mut self, key: ExecutableKey) -> Option<Job> {
+        let entry = self.executables.get_mut(key)?;
+        let file = entry.file.clone()?;
+        if !matches!(entry.facts, Facts::Unread) {
+            return None;
+        }
+        entry.facts = Facts::Reading;
+        self.reading += 1;
+        Some(Job::Facts(key, entry.kind, file))
+    }
+
+    fn not_reopened(&mut self, what: NotReopened) {
+        match what {
+            NotReopened::Executable(id) => {
+                self.awaited.remove(&Awaited::Executable(id));
+                self.counts.not_reopened += 1;
+            }
+            NotReopened::PerfMap(process) => {
+                self.awaited.remove(&Awaited::PerfMap(process));
+            }
+        }
+    }
+
+    /// Whether something is missing without the executable's file: its facts, its symbol table, or lines.
+    pub fn needs_file(&self, key: ExecutableKey, now: Instant) -> bool {
+        let Some(entry) = self.executables.get(key) else { return false };
+        if entry.file.is_some() || matches!(entry.facts, Facts::Unreadable(_)) {
+            return false;
+        }
+        let wants_dwarf = entry.known().is_some_and(|facts| facts.contents.dwarf)
+            && entry.dwarf_again.is_none_or(|again| now >= again);
+        entry.known().is_none() || wants_dwarf || !self.tables.contains(key)
+    }
+
+    /// Asks for the file of an executable, once in a window. `true` if an answer will come.
+    pub fn ask_for_file(&mut self, key: ExecutableKey, now: Instant) -> bool {
+        let Some(entry) = self.executables.get(key) else { return false };
+        let Some(id) = entry.id else { return false };
+        if self.awaited.contains(&Awaited::Executable(id)) {
+            return true;
+        }
+        let asked = entry.asked || entry.kind == ExecutableKind::Unopened;
+        if asked || self.executables.is_closed(entry.kind, now) {
+            return false;
+        }
+        if !self.request(FromUploader::Reopen(id), Awaited::Executable(id), now) {
+            return false;
+        }
+        if let Some(entry) = self.executables.get_mut(key) {
+            entry.asked = true;
+        }
+        true
+    }
+
+    /// Asks for the perf map of a process. `true` if an answer will come.
+    pub fn ask_for_perf_map(&mut self, process: ProcessId, now: Instant) -> bool {
+        self.request(FromUploader::ReopenPerfMap(process), Awaited::PerfMap(process), now)
+    }
+
+    fn request(&mut self, request: FromUploader, answer: Awaited, now: Instant) -> bool {
+        let (tokens, since) = &mut self.tokens;
+        let earned = now.saturating_duration_since(*since).as_secs_f64() * REQUEST_RATE.0;
+        *tokens = (*tokens + earned).min(REQUEST_RATE.1);
+        *since = now;
+        if self.welcome.is_none() {
+            return false;
+        }
+        if *tokens < 1.0 || self.requests.try_send((self.session, request)).is_err() {
+            self.counts.requests_refused += 1;
+            return false;
+        }
+        *tokens -= 1.0;
+        self.counts.requests += 1;
+        self.awaited.insert(answer);
+        true
+    }
+
+    /// Ends the window and begins the next.
+    pub fn end_window(&mut self, now: Instant) -> Window {
+        let next = Window::begin(self.window.number + 1, self.window.frequency);
+        let mut window = std::mem::replace(&mut self.window, next);
+        window.close();
+        self.counts.merged_samples += window.merged;
+        self.thread_names = samples::ThreadNames::default();
+        self.executables.begin_window();
+        self.executables.close_old(now);
+        window
+    }
+
+    /// The window that is open.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// What is missing on this machine, as sentences.
+    pub fn remarks(&self) -> Vec<String> {
+        let limitations = self.welcome.iter().flat_map(|welcome| &welcome.limitations);
+        limitations.map(|limitation| limitation_text(*limitation).to_owned()).collect()
+    }
+}
+
+/// What is missing, for people.
+pub fn limitation_text(limitation: Limitation) -> &'static str {
+    match limitation {
+        Limitation::KernelAddressesHidden => {
+            "the kernel hides its addresses (kptr_restrict, or no CAP_SYSLOG): kernel frames have no names"
+        }
+        Limitation::PidNamespace => {
+            "the collector runs in a pid namespace: processes outside it are not profiled"
+        }
+        Limitation::ExecutablesNotOpened => {
+            "the collector may not open the files that other processes have mapped: user frames have no names"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

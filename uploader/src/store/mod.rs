@@ -1,0 +1,3 @@
+//! Where profiles go beside the page.
+
+pub mod local;

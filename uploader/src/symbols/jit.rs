@@ -1,0 +1,246 @@
+//! Names of code that processes make at run time, from their perf maps.
+//!
+//! A map is read when its process was sampled at addresses that have no name yet, and then only what it has grown by.
+//! Addresses that no map names are remembered, so that they do not make it be read again in every window.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::File,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ipc::ProcessId;
+use lru::LruCache;
+use objects::{ObjectError, PerfMap};
+use records::ProcessAddress;
+
+use crate::{printable::printable, processes::JitKey};
+
+/// Most processes whose code without a file is named at one time.
+pub const MAX_JIT_PROCESSES: usize = 128;
+/// Most memory for the map of one process, in bytes.
+const MAX_MAP: usize = 8 << 20;
+/// Most memory for all maps, in bytes; of the one unused for longest only what was resolved stays.
+const MAX_MAPS: usize = 24 << 20;
+/// Most addresses of one process of which the name, or that there is none, is remembered.
+const MAX_NAMES: usize = 16_384;
+/// Most reads of one map for one window: 64 MiB.
+const MAX_READS: usize = 4;
+
+#[derive(Debug)]
+struct Jit {
+    /// By what to ask the collector, as long as the process lives.
+    process: Option<ProcessId>,
+    /// The open map, until it is read.
+    file: Option<Arc<File>>,
+    /// What was read of it. Locked while a thread reads.
+    map: Arc<Mutex<PerfMap>>,
+    names: HashMap<u64, Option<Arc<str>>>,
+}
+
+/// The processes that run code without a file.
+#[derive(Debug)]
+pub struct JitProcesses {
+    entries: LruCache<JitKey, Jit>,
+    next: u32,
+}
+
+impl Default for JitProcesses {
+    fn default() -> Self {
+        let capacity = NonZeroUsize::new(MAX_JIT_PROCESSES).unwrap_or(NonZeroUsize::MIN);
+        JitProcesses { entries: LruCache::new(capacity), next: 1 }
+    }
+}
+
+impl JitProcesses {
+    /// A number that is not used again (not for 4 thousand million processes).
+    pub fn make_key(&mut self) -> JitKey {
+        let key = JitKey(self.next);
+        self.next = self.next.wrapping_add(1);
+        key
+    }
+
+    /// A process runs code without a file; its map, if it came along.
+    pub fn add(&mut self, key: JitKey, process: ProcessId, file: Option<Arc<File>>) {
+        let entry = self.entries.get_or_insert_mut(key, || Jit {
+            process: None,
+            file: None,
+            map: Arc::new(Mutex::new(PerfMap::new(MAX_MAP))),
+            names: HashMap::new(),
+        });
+        entry.process = Some(process);
+        if file.is_some() {
+            entry.file = file;
+        }
+    }
+
+    /// The process is gone: there is nobody to ask for its map any more.
+    pub fn end(&mut self, key: JitKey) {
+        if let Some(entry) = self.entries.peek_mut(&key) {
+            entry.process = None;
+        }
+    }
+
+    /// All processes are out of reach: the session is over.
+    pub fn end_all(&mut self) {
+        for (_, entry) in &mut self.entries {
+            entry.process = None;
+        }
+    }
+
+    /// The addresses of which nothing is known.
+    pub fn unresolved(&mut self, key: JitKey, addresses: &BTreeSet<u64>) -> Vec<u64> {
+        match self.entries.get(&key) {
+            Some(entry) => {
+                addresses.iter().filter(|address| !entry.names.contains_key(address)).copied().collect()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// By what to ask for the process's map, unless its file is here.
+    pub fn to_ask(&self, key: JitKey) -> Option<ProcessId> {
+        let entry = self.entries.peek(&key)?;
+        if entry.file.is_some() { None } else { entry.process }
+    }
+
+    /// What a thread needs to resolve addresses of a process. The file is closed when it is done.
+    pub fn question(&mut self, key: JitKey, addresses: Vec<u64>) -> Option<JitQuestion> {
+        let entry = self.entries.get_mut(&key)?;
+        Some(JitQuestion { file: entry.file.take(), map: Arc::clone(&entry.map), addresses })
+    }
+
+    /// Remembers what was found.
+    pub fn answer(&mut self, key: JitKey, answer: &JitAnswer) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            if entry.names.len() + answer.names.len() > MAX_NAMES {
+                entry.names.clear();
+            }
+            entry.names.extend(answer.names.iter().map(|(address, name)| (*address, name.clone())));
+        }
+        // What a thread is reading in just now keeps its memory.
+        let size = |entry: &Jit| entry.map.try_lock().map_or(0, |map| map.memory_size());
+        let mut total: usize = self.entries.iter().map(|(_, entry)| size(entry)).sum();
+        for (_, entry) in self.entries.iter_mut().rev() {
+            if total <= MAX_MAPS {
+                break;
+            }
+            total -= size(entry);
+            entry.map = Arc::new(Mutex::new(PerfMap::new(MAX_MAP)));
+        }
+    }
+
+    /// The name at an address.
+    pub fn name(&self, key: JitKey, address: u64) -> Option<Arc<str>> {
+        self.entries.peek(&key)?.names.get(&address)?.clone()
+    }
+
+    /// Processes that are known.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether none is known.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+/// Addresses of a process that have no name yet.
+#[derive(Debug)]
+pub struct JitQuestion {
+    file: Option<Arc<File>>,
+    map: Arc<Mutex<PerfMap>>,
+    addresses: Vec<u64>,
+}
+
+/// What was found out.
+#[derive(Debug)]
+pub struct JitAnswer {
+    /// By address; `None` where the map is silent.
+    names: Vec<(u64, Option<Arc<str>>)>,
+    /// What was wrong with the map, for one warning.
+    pub problem: Option<String>,
+}
+
+impl JitQuestion {
+    /// Answers it. Blocks.
+    pub fn answer(self) -> JitAnswer {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let problem = self.file.and_then(|file| read(&mut map, &file).err()).map(|error| error.to_string());
+        let name = |address: &u64| {
+            let name = map.lookup(ProcessAddress(*address));
+            (*address, name.map(|name| printable(name.as_bytes()).into()))
+        };
+        JitAnswer { names: self.addresses.iter().map(name).collect(), problem }
+    }
+}
+
+fn read(map: &mut PerfMap, file: &File) -> Result<(), ObjectError> {
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err(ObjectError::Unsupported("what is no regular file"));
+    }
+    for _ in 0..MAX_READS {
+        if !map.update(file)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_map_is_read_when_there_is_something_new() {
+        let mut jit = JitProcesses::default();
+        let key = jit.make_key();
+        let mut file = tempfile::tempfile().unwrap();
+        writeln!(file, "1000 10 first\nbroken\n2000 10 second <&>").unwrap();
+        jit.add(key, ProcessId(1), Some(Arc::new(file.try_clone().unwrap())));
+        assert_eq!(jit.to_ask(key), None, "its file is here");
+        let addresses = BTreeSet::from([0x1001, 0x2002, 0x3000]);
+        let unresolved = jit.unresolved(key, &addresses);
+        assert_eq!(unresolved.len(), 3);
+        let answer = jit.question(key, unresolved).unwrap().answer();
+        assert_eq!(answer.problem, None);
+        jit.answer(key, &answer);
+        assert_eq!(jit.name(key, 0x1001).as_deref(), Some("first"));
+        assert_eq!(jit.name(key, 0x2002).as_deref(), Some("second <&>"));
+        assert_eq!(jit.name(key, 0x3000), None);
+        assert!(jit.unresolved(key, &addresses).is_empty(), "what has no name is not looked for again");
+
+        assert_eq!(jit.to_ask(key), Some(ProcessId(1)), "the file was closed");
+        writeln!(file, "4000 10 third").unwrap();
+        jit.add(key, ProcessId(1), Some(Arc::new(file)));
+        let answer = jit.question(key, vec![0x4000, 0x1008]).unwrap().answer();
+        jit.answer(key, &answer);
+        assert_eq!(jit.name(key, 0x4000).as_deref(), Some("third"));
+        assert_eq!(jit.name(key, 0x1008).as_deref(), Some("first"));
+        jit.end(key);
+        assert_eq!(jit.to_ask(key), None);
+    }
+
+    #[test]
+    fn a_map_that_is_no_file_is_refused() {
+        let mut jit = JitProcesses::default();
+        let key = jit.make_key();
+        jit.add(key, ProcessId(1), Some(Arc::new(File::open("/dev/zero").unwrap())));
+        let answer = jit.question(key, vec![1]).unwrap().answer();
+        assert!(answer.problem.is_some());
+    }
+
+    #[test]
+    fn processes_are_bounded() {
+        let mut jit = JitProcesses::default();
+        for id in 0..1000 {
+            let key = jit.make_key();
+            jit.add(key, ProcessId(id), None);
+        }
+        assert_eq!(jit.len(), MAX_JIT_PROCESSES);
+    }
+}
