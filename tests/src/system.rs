@@ -1,0 +1,408 @@
+//! Both halves, started as `script/run` starts them: as two users, with the privileges that each is meant to have.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, Permissions},
+    net::TcpListener,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::{
+    http::{self, Response},
+    pprof::Profile,
+    process::Running,
+    wait::wait_for,
+};
+
+/// User of the privileged half.
+pub const COLLECTOR_USER: &str = "bulkhead-collector";
+/// User of the unprivileged half.
+pub const UPLOADER_USER: &str = "bulkhead-uploader";
+/// What the collector is started with.
+pub const CAPABILITIES: [&str; 6] =
+    ["bpf", "perfmon", "sys_ptrace", "dac_read_search", "checkpoint_restore", "syslog"];
+/// Exit status of a collector that wants to be started again.
+pub const AGAIN: i32 = 75;
+
+/// How a pair is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `--profiling-duration`.
+    pub window: &'static str,
+    /// Further flags of the collector.
+    pub collector_flags: Vec<String>,
+    /// Further flags of the uploader.
+    pub uploader_flags: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { window: "4s", collector_flags: Vec::new(), uploader_flags: Vec::new() }
+    }
+}
+
+/// The folders and programs of a pair: what is there before either half runs.
+#[derive(Debug)]
+pub struct Place {
+    folder: TempDir,
+}
+
+/// A pair of halves. Both are stopped when it is dropped; their logs are printed when a test failed.
+#[derive(Debug)]
+pub struct System {
+    place: Place,
+    options: Options,
+    address: String,
+    collector: Mutex<Option<Running>>,
+    uploader: Mutex<Option<Running>>,
+}
+
+/// The folder with `bulkhead-collector` and `bulkhead-uploader`: `BULKHEAD_BIN_DIR`, or where cargo puts the release
+/// build, which is then brought up to date first.
+fn built() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        if let Some(folder) = env::var_os("BULKHEAD_BIN_DIR") {
+            return folder.into();
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let status = Command::new("cargo")
+            .args(["build", "--quiet", "--release", "-p", "collector", "-p", "uploader"])
+            .current_dir(&root)
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the halves do not build");
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("release")
+    })
+}
+
+/// User and group id of a user.
+pub fn ids(user: &str) -> (u32, u32) {
+    let passwd = fs::read_to_string("/etc/passwd").expect("/etc/passwd");
+    let fields: Vec<_> = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields[0] == user)
+        .unwrap_or_else(|| panic!("there is no user {user}: script/setup users makes it"));
+    (fields[2].parse().expect("a uid"), fields[3].parse().expect("a gid"))
+}
+
+/// setpriv's flags for the collector with these capabilities.
+pub fn as_collector(capabilities: &[&str]) -> Vec<String> {
+    let caps: Vec<_> = capabilities.iter().map(|name| format!("+{name}")).collect();
+    let caps = if caps.is_empty() { "-all".to_owned() } else { format!("-all,{}", caps.join(",")) };
+    [
+        format!("--reuid={COLLECTOR_USER}"),
+        format!("--regid={COLLECTOR_USER}"),
+        "--clear-groups".into(),
+        format!("--inh-caps={caps}"),
+        format!("--ambient-caps={caps}"),
+        format!("--bounding-set={caps}"),
+        "--no-new-privs".into(),
+    ]
+    .into()
+}
+
+/// setpriv's flags for a user without any capability.
+pub fn as_user(user: &str) -> Vec<String> {
+    [
+        format!("--reuid={user}"),
+        format!("--regid={user}"),
+        "--clear-groups".into(),
+        "--inh-caps=-all".into(),
+        "--bounding-set=-all".into(),
+        "--no-new-privs".into(),
+    ]
+    .into()
+}
+
+fn make_folder(path: &Path, mode: u32, owner: u32, group: u32) {
+    fs::create_dir(path)
+        .and_then(|()| chown(path, Some(owner), Some(group)))
+        .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+        .unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+impl Place {
+    /// Makes the folders and copies the programs to where both users can read them.
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("bulkhead-test.").tempdir().expect("a temporary folder");
+        let root = folder.path();
+        fs::set_permissions(root, Permissions::from_mode(0o755)).expect("root may");
+        let (collector, _) = ids(COLLECTOR_USER);
+        let (uploader, uploader_group) = ids(UPLOADER_USER);
+        make_folder(&root.join("bin"), 0o755, 0, 0);
+        // As script/run makes it: the socket gets the uploader's group from the folder.
+        make_folder(&root.join("run"), 0o2750, collector, uploader_group);
+        make_folder(&root.join("store"), 0o700, uploader, uploader_group);
+        make_folder(&root.join("log"), 0o700, 0, 0);
+        for name in ["bulkhead-collector", "bulkhead-uploader"] {
+            let to = root.join("bin").join(name);
+            fs::copy(built().join(name), &to)
+                .unwrap_or_else(|error| panic!("cannot copy {name} from {}: {error}", built().display()));
+            fs::set_permissions(&to, Permissions::from_mode(0o755)).expect("root may");
+        }
+        Place { folder }
+    }
+
+    /// A path below the folder of this place.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The socket between the halves.
+    pub fn socket(&self) -> String {
+        self.path("run/collector.sock").display().to_string()
+    }
+
+    /// Starts the collector with further flags and these of its capabilities, after the words of `before`.
+    pub fn collector_with(&self, capabilities: &[&str], flags: &[String]) -> Running {
+        let mut line = vec![
+            self.path("bin/bulkhead-collector").display().to_string(),
+            format!("--socket={}", self.socket()),
+            format!("--uploader-user={UPLOADER_USER}"),
+        ];
+        line.extend(flags.iter().cloned());
+        Running::start_line("the collector", &as_collector(capabilities), &line, &self.path("log/collector"))
+    }
+
+    /// Starts the uploader.
+    pub fn uploader_with(&self, flags: &[String]) -> Running {
+        let mut line = vec![
+            self.path("bin/bulkhead-uploader").display().to_string(),
+            format!("--collector-socket={}", self.socket()),
+        ];
+        line.extend(flags.iter().cloned());
+        Running::start_line("the uploader", &as_user(UPLOADER_USER), &line, &self.path("log/uploader"))
+    }
+
+    /// What a half (`collector` or `uploader`) has printed, over all its starts.
+    pub fn log(&self, half: &str) -> String {
+        String::from_utf8_lossy(&fs::read(self.path("log").join(half)).unwrap_or_default()).into_owned()
+    }
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Place::new()
+    }
+}
+
+fn lock(half: &Mutex<Option<Running>>) -> MutexGuard<'_, Option<Running>> {
+    half.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl System {
+    /// Starts both halves and waits until they are ready: connected, and a window finished.
+    pub fn start(options: Options) -> Self {
+        let system = System {
+            place: Place::new(),
+            options,
+            address: format!("127.0.0.1:{}", free_port()),
+            collector: Mutex::new(None),
+            uploader: Mutex::new(None),
+        };
+        system.start_collector();
+        system.start_uploader();
+        system.wait_ready();
+        system
+    }
+
+    /// Folders and programs.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Where the page is.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Starts the collector.
+    pub fn start_collector(&self) {
+        *lock(&self.collector) =
+            Some(self.place.collector_with(&CAPABILITIES, &self.options.collector_flags));
+    }
+
+    /// Starts the uploader.
+    pub fn start_uploader(&self) {
+        let mut flags = vec![
+            format!("--http-address={}", self.address),
+            format!("--profiling-duration={}", self.options.window),
+        ];
+        flags.extend(self.options.uploader_flags.iter().cloned());
+        *lock(&self.uploader) = Some(self.place.uploader_with(&flags));
+    }
+
+    /// Pid of the collector.
+    pub fn collector_pid(&self) -> u32 {
+        lock(&self.collector).as_ref().expect("a collector").pid()
+    }
+
+    /// Pid of the uploader.
+    pub fn uploader_pid(&self) -> u32 {
+        lock(&self.uploader).as_ref().expect("an uploader").pid()
+    }
+
+    /// How the collector ended, if it did.
+    pub fn collector_status(&self) -> Option<ExitStatus> {
+        lock(&self.collector).as_mut().and_then(Running::status)
+    }
+
+    /// How the uploader ended, if it did.
+    pub fn uploader_status(&self) -> Option<ExitStatus> {
+        lock(&self.uploader).as_mut().and_then(Running::status)
+    }
+
+    /// Kills the collector, or asks it to end.
+    pub fn stop_collector(&self, signal: Signal) -> ExitStatus {
+        stop(&self.collector, signal)
+    }
+
+    /// Kills the uploader, or asks it to end.
+    pub fn stop_uploader(&self, signal: Signal) -> ExitStatus {
+        stop(&self.uploader, signal)
+    }
+
+    /// Waits until `/readyz` says so.
+    pub fn wait_ready(&self) {
+        wait_for("both halves are ready (/readyz)", 60, || {
+            for (name, status) in
+                [("collector", self.collector_status()), ("uploader", self.uploader_status())]
+            {
+                if let Some(status) = status {
+                    panic!("the {name} ended: {status}\n{}", self.place.log(name));
+                }
+            }
+            self.try_get("/readyz").filter(|response| response.status == 200)
+        });
+    }
+
+    fn try_get(&self, path: &str) -> Option<Response> {
+        http::get(&self.address, path, &[]).ok()
+    }
+
+    /// Asks the page.
+    pub fn get(&self, path: &str) -> Response {
+        http::get(&self.address, path, &[]).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// `/metrics`, by name and labels as they stand there.
+    pub fn metrics(&self) -> BTreeMap<String, f64> {
+        self.get("/metrics")
+            .text()
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+            .collect()
+    }
+
+    /// The sum of the metrics whose name with labels begins with this.
+    pub fn metric(&self, prefix: &str) -> f64 {
+        self.metrics().iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, value)| value).sum()
+    }
+
+    /// The next finished window of the targets that a selector chooses, or the answer when it is no profile.
+    pub fn query(&self, selector: &str, parameters: &str) -> Result<Profile, Response> {
+        let response = self.get(&format!("/query?query={}{parameters}", http::encode(selector)));
+        if response.status != 200 {
+            return Err(response);
+        }
+        Ok(Profile::read(&response.body)
+            .unwrap_or_else(|error| panic!("the profile of {selector} is not valid: {error}")))
+    }
+
+    /// Gathers windows, one after another, until there are so many samples.
+    pub fn collect(&self, selector: &str, samples: i64, seconds: u64) -> Profile {
+        let start = Instant::now();
+        let mut all = Profile::default();
+        while all.total() < samples {
+            assert!(
+                start.elapsed() < Duration::from_secs(seconds),
+                "not within {seconds} s: {samples} samples of {selector}, only {}",
+                all.dump()
+            );
+            match self.query(selector, "") {
+                // The first one brings the fields that are the same in all.
+                Ok(profile) if all.stacks.is_empty() => all = profile,
+                Ok(profile) => all.append(profile),
+                Err(response) => {
+                    assert_eq!(response.status, 404, "{selector}: {}", response.text());
+                    thread::sleep(Duration::from_millis(200));
+                }
+            }
+        }
+        all
+    }
+
+    /// [`System::collect`] for a command name.
+    pub fn collect_comm(&self, comm: &str, samples: i64) -> Profile {
+        self.collect(&format!("{{comm=\"{comm}\"}}"), samples, 60)
+    }
+
+    /// Prints both logs, for a failed test.
+    pub fn print_logs(&self) {
+        for half in ["collector", "uploader"] {
+            let log = self.place.log(half);
+            let lines: Vec<_> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(60)..];
+            eprintln!(
+                "---- log of the {half}, last {} of {} lines ----\n{}",
+                tail.len(),
+                lines.len(),
+                tail.join("\n")
+            );
+        }
+    }
+}
+
+fn stop(half: &Mutex<Option<Running>>, signal: Signal) -> ExitStatus {
+    let mut running = lock(half).take().expect("it runs");
+    running.signal(signal);
+    running.wait_end(10)
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.print_logs();
+        }
+        for half in [&self.uploader, &self.collector] {
+            if let Some(mut running) = lock(half).take() {
+                running.signal(Signal::TERM);
+                let start = Instant::now();
+                while running.status().is_none() && start.elapsed() < Duration::from_secs(5) {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                running.kill();
+            }
+        }
+    }
+}
+
+/// The lines of `/proc/PID/status` that begin with one of these names, by name.
+pub fn status_fields(pid: u32, names: &[&str]) -> BTreeMap<String, String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    status
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| names.contains(name))
+        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+        .collect()
+}

@@ -1,0 +1,21 @@
+//! Waiting for a condition, never for a time.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// How often a condition is looked at.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Waits until `condition` gives something; panics with `what` when it did not within `seconds`.
+pub fn wait_for<T>(what: &str, seconds: u64, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}");
+        sleep(PAUSE);
+    }
+}
