@@ -26,7 +26,6 @@ pub struct Running {
     /// What it is called in messages.
     name: String,
     /// Keeps the folder of `output`, if that is the child's own.
-    #[expect(dead_code, reason = "held for its drop, which removes the folder")]
     folder: Option<tempfile::TempDir>,
 }
 
