@@ -1,2 +1,69 @@
-//! The privileged half: samples every CPU with BPF and passes samples on.
-fn main() {}
+//! The privileged half of Bulkhead: loads BPF programs, samples stacks, reads `/proc`, and passes raw samples through
+//! a Unix socket. Nothing else: no network, no ELF of a profiled process, no names, no policy.
+
+mod address_space;
+mod cgroups;
+mod counters;
+mod executables;
+mod flags;
+mod kernel_events;
+mod kernel_symbols;
+mod layout;
+mod link;
+mod logger;
+mod perf_map;
+mod policy;
+mod processes;
+mod procfs;
+mod profiler;
+mod programs;
+mod registry;
+mod samples;
+mod serve;
+mod session;
+mod setup;
+mod socket;
+mod vdso;
+
+use std::process::ExitCode;
+
+use flags::Command;
+
+/// What `sysexits.h` calls a temporary failure: start me again.
+const EXIT_START_AGAIN: u8 = 75;
+
+fn main() -> ExitCode {
+    let flags = match flags::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Run(flags)) => flags,
+        Ok(Command::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("bulkhead-collector: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    logger::start(flags.log_level);
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the event loop: {error}"))
+        .and_then(|runtime| {
+            runtime.block_on(async {
+                let ready = setup::start(&flags).map_err(|error| error.to_string())?;
+                serve::run(ready).await.map_err(|error| error.to_string())
+            })
+        });
+    match outcome {
+        Ok(serve::Outcome::Stopped) => ExitCode::SUCCESS,
+        Ok(serve::Outcome::StartAgain(reason)) => {
+            log::info!("{reason}: to be started again (exit status {EXIT_START_AGAIN})");
+            ExitCode::from(EXIT_START_AGAIN)
+        }
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

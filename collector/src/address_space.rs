@@ -1,0 +1,222 @@
+//! What executable code lies where in a process: its history is applied in the order of time, so that a sample finds
+//! the mappings of its own moment.
+
+use std::rc::Rc;
+
+use ipc::ExecutableId;
+
+/// Most mappings kept for a process: 30 bytes each, and nobody's program has more code mapped than this. (A process
+/// that makes thousands of small regions one after the other has them merged.)
+pub(crate) const MAX_MAPPINGS: usize = 16 * 1024;
+
+/// What an executable mapping shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Code {
+    /// A file.
+    File(ExecutableId),
+    /// Memory without a file: code made at run time.
+    Anonymous,
+}
+
+/// An executable mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CodeMapping {
+    /// First address.
+    pub(crate) start: u64,
+    /// First address after it.
+    pub(crate) end: u64,
+    /// Where in the file it begins.
+    pub(crate) offset: u64,
+    pub(crate) code: Code,
+}
+
+impl CodeMapping {
+    /// The part from `start` to `end`, which lies within.
+    fn part(self, start: u64, end: u64) -> Self {
+        CodeMapping { start, end, offset: self.offset.wrapping_add(start - self.start), ..self }
+    }
+
+    /// Whether `next` goes on where this ends, in memory and in the file.
+    fn goes_on_in(&self, next: &CodeMapping) -> bool {
+        self.end == next.start
+            && self.code == next.code
+            && (self.code == Code::Anonymous
+                || self.offset.wrapping_add(self.end - self.start) == next.offset)
+    }
+}
+
+/// The executable mappings of one address space, sorted, without overlaps. A fork shares them with its parent until
+/// one of the two maps something.
+#[derive(Clone, Default)]
+pub(crate) struct AddressSpace(Rc<Vec<CodeMapping>>);
+
+/// The address space has [`MAX_MAPPINGS`] already.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+impl AddressSpace {
+    /// The mapping that holds this address.
+    pub(crate) fn find(&self, address: u64) -> Option<&CodeMapping> {
+        let after = self.0.partition_point(|mapping| mapping.start <= address);
+        self.0[..after].last().filter(|mapping| address < mapping.end)
+    }
+
+    /// Every mapping.
+    pub(crate) fn mappings(&self) -> &[CodeMapping] {
+        &self.0
+    }
+
+    /// Adds a mapping, which takes the place of what it overlaps.
+    pub(crate) fn map(&mut self, new: CodeMapping) -> Result<(), Full> {
+        if new.start >= new.end {
+            return Ok(());
+        }
+        let mappings = Rc::make_mut(&mut self.0);
+        let first = mappings.partition_point(|mapping| mapping.end <= new.start);
+        let after = mappings.partition_point(|mapping| mapping.start < new.end);
+        let mut replacement: [Option<CodeMapping>; 3] = [None, Some(new), None];
+        if let Some(overlapped) = mappings.get(first..after).filter(|overlapped| !overlapped.is_empty()) {
+            let (before, behind) = (overlapped[0], overlapped[overlapped.len() - 1]);
+            if before.start < new.start {
+                replacement[0] = Some(before.part(before.start, new.start));
+            }
+            if behind.end > new.end {
+                replacement[2] = Some(behind.part(new.end, behind.end));
+            }
+        }
+        // `first` can lie behind `after` only if nothing overlaps; then both name the place to insert.
+        let range = first..after.max(first);
+        let growth = replacement.iter().flatten().count();
+        if mappings.len() - range.len() + growth > MAX_MAPPINGS {
+            return Err(Full);
+        }
+        mappings.splice(range, replacement.into_iter().flatten());
+        let at = mappings.partition_point(|mapping| mapping.start < new.start);
+        merge(mappings, at);
+        if at > 0 {
+            merge(mappings, at - 1);
+        }
+        Ok(())
+    }
+}
+
+/// Makes one mapping of `at` and the next where they are one.
+fn merge(mappings: &mut Vec<CodeMapping>, at: usize) {
+    if let (Some(here), Some(next)) = (mappings.get(at).copied(), mappings.get(at + 1).copied())
+        && here.goes_on_in(&next)
+    {
+        mappings[at].end = next.end;
+        mappings.remove(at + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(start: u64, end: u64, offset: u64, id: u32) -> CodeMapping {
+        CodeMapping { start, end, offset, code: Code::File(ExecutableId(id)) }
+    }
+
+    fn anonymous(start: u64, end: u64) -> CodeMapping {
+        CodeMapping { start, end, offset: 0, code: Code::Anonymous }
+    }
+
+    fn space(mappings: &[CodeMapping]) -> AddressSpace {
+        let mut space = AddressSpace::default();
+        for mapping in mappings {
+            space.map(*mapping).unwrap();
+        }
+        space
+    }
+
+    #[test]
+    fn an_address_is_found_in_its_mapping_only() {
+        let space = space(&[file(0x5000, 0x6000, 0, 2), file(0x1000, 0x3000, 0x4000, 1)]);
+        assert_eq!(space.find(0xfff), None);
+        assert_eq!(space.find(0x1000).unwrap().offset, 0x4000);
+        assert_eq!(space.find(0x2fff).unwrap().code, Code::File(ExecutableId(1)));
+        assert_eq!(space.find(0x3000), None);
+        assert_eq!(space.find(0x5fff).unwrap().code, Code::File(ExecutableId(2)));
+        assert_eq!(space.find(u64::MAX), None);
+    }
+
+    #[test]
+    fn what_is_new_takes_the_place_of_what_it_overlaps() {
+        // In the middle of an older one: its ends stay, with their own offsets.
+        let middle = space(&[file(0x1000, 0x9000, 0, 1), file(0x3000, 0x4000, 0, 2)]);
+        assert_eq!(
+            middle.mappings(),
+            [file(0x1000, 0x3000, 0, 1), file(0x3000, 0x4000, 0, 2), file(0x4000, 0x9000, 0x3000, 1)]
+        );
+        // Over several.
+        let over =
+            space(&[file(0x1000, 0x2000, 0, 1), file(0x3000, 0x4000, 0, 2), file(0x1800, 0x3800, 0, 3)]);
+        assert_eq!(
+            over.mappings(),
+            [file(0x1000, 0x1800, 0, 1), file(0x1800, 0x3800, 0, 3), file(0x3800, 0x4000, 0x800, 2)]
+        );
+        // Exactly the same place.
+        assert_eq!(space(&[file(0x1000, 0x2000, 0, 1), file(0x1000, 0x2000, 0, 2)]).mappings().len(), 1);
+    }
+
+    #[test]
+    fn neighbours_that_go_on_are_one() {
+        assert_eq!(
+            space(&[anonymous(0, 8), anonymous(16, 24), anonymous(8, 16)]).mappings(),
+            [anonymous(0, 24)]
+        );
+        assert_eq!(space(&[file(0, 8, 0, 1), file(8, 16, 8, 1)]).mappings(), [file(0, 16, 0, 1)]);
+        assert_eq!(space(&[file(0, 8, 0, 1), file(8, 16, 0, 1)]).mappings().len(), 2);
+    }
+
+    #[test]
+    fn a_fork_keeps_what_it_had() {
+        let parent = space(&[file(0x1000, 0x2000, 0, 1)]);
+        let mut child = parent.clone();
+        child.map(file(0x1000, 0x2000, 0, 2)).unwrap();
+        assert_eq!(parent.find(0x1000).unwrap().code, Code::File(ExecutableId(1)));
+        assert_eq!(child.find(0x1000).unwrap().code, Code::File(ExecutableId(2)));
+    }
+
+    #[test]
+    fn there_is_a_bound() {
+        let mut space = AddressSpace::default();
+        for i in 0..MAX_MAPPINGS as u64 {
+            space.map(file(i * 0x2000, i * 0x2000 + 0x1000, 0, 1)).unwrap();
+        }
+        assert_eq!(space.map(file(u64::MAX - 0x1000, u64::MAX, 0, 1)), Err(Full));
+        // What replaces does not grow.
+        assert_eq!(space.map(file(0, 0x1000, 0, 2)), Ok(()));
+        assert_eq!(space.find(0).unwrap().code, Code::File(ExecutableId(2)));
+    }
+
+    #[test]
+    fn random_mappings_match_a_byte_by_byte_model() {
+        let mut state = 88_172_645_463_325_252_u64;
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        for _ in 0..300 {
+            let mut space = AddressSpace::default();
+            let mut model = [None; 64];
+            for _ in 0..20 {
+                let start = random(64);
+                let end = (start + 1 + random(16)).min(64);
+                let new = file(start, end, random(4), u32::try_from(random(3)).unwrap());
+                space.map(new).unwrap();
+                for address in start..end {
+                    model[address as usize] = Some((new.code, new.offset + address - start));
+                }
+            }
+            for address in 0..64 {
+                let found = space.find(address).map(|m| (m.code, m.offset + address - m.start));
+                assert_eq!(found, model[address as usize]);
+            }
+            assert!(space.mappings().windows(2).all(|pair| pair[0].end <= pair[1].start));
+        }
+    }
+}

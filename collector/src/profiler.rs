@@ -1,0 +1,418 @@
+//! The collector's work, round by round: take what the kernel has recorded, put it in the order of time, apply what
+//! it says of processes and mappings, place the samples' frames, and pass them on.
+//!
+//! Samples and records go through one line, sorted by time, so a sample meets the mappings of its own moment: those
+//! before an exec the old program's, those after it the new one's.
+
+use std::os::fd::OwnedFd;
+
+use ipc::{
+    Anonymous, Counters, Executable, ExecutableId, ExecutableKind, FromCollector, FromUploader, KernelFrame,
+    KernelSymbols, NotReopened, Process as ProcessMessage, ProcessId, Sample, UserFrame, Welcome,
+};
+use records::{End, FileOffset, Loss, ProcessAddress};
+
+use crate::{
+    address_space::Code,
+    executables::{self, VDSO},
+    kernel_events::{KernelEvent, KernelEvents},
+    kernel_symbols::KernelText,
+    link::Link,
+    perf_map,
+    processes::NewProcess,
+    programs::Programs,
+    registry::Registry,
+    samples::{self, RawSample},
+};
+
+/// What is younger than this (nanoseconds) waits for the next round: another CPU may be about to write something older.
+const SETTLING: u64 = 1_000_000;
+/// Most samples taken in one round.
+const MOST_SAMPLES: usize = 16 * 1024;
+const SECOND: u64 = 1_000_000_000;
+/// How often `/proc` is read again at most, after records were lost.
+const SCAN_EVERY: u64 = 5 * SECOND;
+const LOOK_FOR_GONE_EVERY: u64 = 30 * SECOND;
+/// How often the kernel's symbols are read again at most, when code shows up that is in none.
+const READ_SYMBOLS_EVERY: u64 = 60 * SECOND;
+
+/// All that the collector has after its start.
+pub(crate) struct Profiler {
+    programs: Programs,
+    kernel_events: KernelEvents,
+    kernel_text: KernelText,
+    kernel_symbols: Option<(KernelSymbols, OwnedFd)>,
+    vdso: Option<OwnedFd>,
+    registry: Registry,
+    pub(crate) link: Link,
+    welcome: Welcome,
+    /// What waits for its turn, sorted by time.
+    events: Vec<KernelEvent>,
+    samples: Vec<RawSample>,
+    clock_ticks: u64,
+    applied_events: u64,
+    /// Stacks that were cut, by the end that they would have had.
+    cut: Vec<u64>,
+    unknown_kernel_code: bool,
+    last: Times,
+}
+
+/// When things were last done, in nanoseconds.
+#[derive(Default)]
+struct Times {
+    tick: u64,
+    scan: u64,
+    look_for_gone: u64,
+    read_symbols: u64,
+}
+
+/// What [`Profiler`] is made of.
+pub(crate) struct Parts {
+    pub(crate) programs: Programs,
+    pub(crate) kernel_events: KernelEvents,
+    pub(crate) kernel_text: KernelText,
+    pub(crate) kernel_symbols: Option<(KernelSymbols, OwnedFd)>,
+    pub(crate) vdso: Option<OwnedFd>,
+    pub(crate) welcome: Welcome,
+}
+
+impl Profiler {
+    pub(crate) fn new(parts: Parts, now: u64) -> std::io::Result<Self> {
+        let mut profiler = Profiler {
+            programs: parts.programs,
+            kernel_events: parts.kernel_events,
+            kernel_text: parts.kernel_text,
+            kernel_symbols: parts.kernel_symbols,
+            vdso: parts.vdso,
+            registry: Registry::new(),
+            link: Link::default(),
+            welcome: parts.welcome,
+            events: Vec::new(),
+            samples: Vec::new(),
+            clock_ticks: rustix::param::clock_ticks_per_second(),
+            applied_events: 0,
+            cut: vec![0; End::ALL.len() + 1],
+            unknown_kernel_code: false,
+            last: Times { tick: now, scan: now, look_for_gone: now, read_symbols: now },
+        };
+        profiler.registry.scan(now, &mut profiler.link)?;
+        Ok(profiler)
+    }
+
+    /// CPUs that are sampled.
+    pub(crate) fn cpus(&self) -> &[u32] {
+        &self.programs.cpus
+    }
+
+    /// One round. Returns whether something waits for the next one already. `now`: nanoseconds, `CLOCK_MONOTONIC`.
+    pub(crate) fn round(&mut self, now: u64) -> bool {
+        self.take();
+        let settled = now.saturating_sub(SETTLING);
+        let due_events = self.events.partition_point(|event| event.timestamp <= settled);
+        let due_samples = self.samples.partition_point(|sample| sample.timestamp <= settled);
+        let later_events = self.events.split_off(due_events);
+        let later_samples = self.samples.split_off(due_samples);
+        let mut samples = std::mem::replace(&mut self.samples, later_samples).into_iter().peekable();
+        for event in std::mem::replace(&mut self.events, later_events) {
+            while let Some(sample) = samples.next_if(|sample| sample.timestamp < event.timestamp) {
+                self.sample(sample, now);
+            }
+            self.applied_events += 1;
+            self.registry.apply(event, now, &mut self.link);
+        }
+        for sample in samples {
+            self.sample(sample, now);
+        }
+        self.link.flush(&mut self.registry.losses);
+        self.housekeeping(now);
+        !self.events.is_empty()
+    }
+
+    /// Takes what the kernel has recorded.
+    fn take(&mut self) {
+        let bad = self.kernel_events.drain(&mut self.events);
+        self.registry.losses.add(Loss::BadRecord, bad);
+        // The sorts are stable and meet mostly sorted input: one run for each CPU.
+        self.events.sort_by_key(|event| event.timestamp);
+        for _ in 0..MOST_SAMPLES {
+            let Some(record) = self.programs.ring.next() else { break };
+            match samples::parse(&record) {
+                Some(sample) => self.samples.push(sample),
+                None => self.registry.losses.add(Loss::BadRecord, 1),
+            }
+        }
+        self.samples.sort_by_key(|sample| sample.timestamp);
+    }
+
+    fn housekeeping(&mut self, now: u64) {
+        if now.saturating_sub(self.last.tick) >= SECOND {
+            self.last.tick = now;
+            self.registry.tick();
+            if self.link.session().is_some() {
+                let counters = FromCollector::Counters(self.counters());
+                self.link.tell(&counters, None, &mut self.registry.losses);
+            }
+        }
+        if self.registry.incomplete && now.saturating_sub(self.last.scan) >= SCAN_EVERY {
+            self.last.scan = now;
+            if let Err(error) = self.registry.scan(now, &mut self.link) {
+                log::warn!("cannot read /proc again after records were lost: {error}");
+            }
+        }
+        if now.saturating_sub(self.last.look_for_gone) >= LOOK_FOR_GONE_EVERY {
+            self.last.look_for_gone = now;
+            self.registry.remove_gone(&mut self.link);
+        }
+        if self.unknown_kernel_code && now.saturating_sub(self.last.read_symbols) >= READ_SYMBOLS_EVERY {
+            self.last.read_symbols = now;
+            self.unknown_kernel_code = false;
+            match self.kernel_text.read() {
+                Ok(symbols) => {
+                    self.kernel_symbols = symbols;
+                    self.tell_kernel_symbols();
+                }
+                Err(error) => log::warn!("cannot read the kernel's symbols again: {error}"),
+            }
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        let kernel = self.programs.counters.totals();
+        let mut ends: Vec<u64> =
+            kernel.ends.iter().zip(&self.cut).map(|(all, cut)| all.saturating_sub(*cut)).collect();
+        ends[End::NotCode as usize] += self.cut.iter().sum::<u64>();
+        Counters {
+            samples: kernel.samples,
+            idle: kernel.idle,
+            ends,
+            losses: self.registry.losses.with(&kernel),
+            kernel_events: self.applied_events,
+            processes: self.registry.processes.len() as u64,
+            executables: self.registry.executables.len() as u64,
+        }
+    }
+
+    /// Takes in an uploader that has greeted.
+    pub(crate) fn begin_session(&mut self, channel: ipc::CollectorEnd) {
+        self.link.begin(channel);
+        let welcome = FromCollector::Welcome(self.welcome.clone());
+        self.link.tell(&welcome, None, &mut self.registry.losses);
+        self.tell_kernel_symbols();
+    }
+
+    /// The session has failed.
+    pub(crate) fn end_session(&mut self, reason: &crate::session::SessionError) {
+        self.link.end(reason, &mut self.registry.losses);
+    }
+
+    fn tell_kernel_symbols(&mut self) {
+        if let Some((symbols, file)) = &self.kernel_symbols
+            && let Ok(file) = file.try_clone()
+        {
+            self.link.tell(
+                &FromCollector::KernelSymbols(symbols.clone()),
+                Some(file),
+                &mut self.registry.losses,
+            );
+        }
+    }
+
+    /// Passes on one sample.
+    fn sample(&mut self, raw: RawSample, now: u64) {
+        let start_time = raw.start_boottime / (SECOND / self.clock_ticks);
+        let Some(id) = self.process_of(&raw, start_time, now) else { return };
+        let kernel = self.kernel_frames(&raw.kernel);
+        let (user, end) = self.user_frames(&raw);
+        if self.link.session().is_none() {
+            self.registry.losses.add(Loss::NoUploader, 1);
+            return;
+        }
+        let sample = Sample {
+            timestamp: raw.timestamp,
+            process: id,
+            tid: raw.tid,
+            cpu: raw.cpu,
+            thread_comm: raw.comm,
+            end,
+            kernel,
+            user,
+        };
+        self.link.sample(sample, &mut self.registry.losses);
+    }
+
+    /// The process of a sample, with all that the uploader must know of it told.
+    fn process_of(&mut self, raw: &RawSample, start_time: u64, now: u64) -> Option<ProcessId> {
+        let Profiler { registry, link, .. } = self;
+        let is_same = |start: Option<u64>| start.is_none_or(|start| start == start_time);
+        if registry.processes.get_mut(raw.pid).is_none_or(|process| !is_same(process.start_time)) {
+            registry.look_up_limited(raw.pid, now, link);
+        }
+        if registry.processes.get_mut(raw.pid).is_none_or(|process| !is_same(process.start_time)) {
+            // Gone before anything was learnt of it, or another one has its pid by now. Its time is not lost, and
+            // its kernel frames are right.
+            registry.losses.add(Loss::UnknownProcess, 1);
+            let new = NewProcess {
+                comm: raw.comm.clone(),
+                threads: 1,
+                counted_at: raw.timestamp,
+                start_time: Some(start_time),
+                ..NewProcess::default()
+            };
+            registry.insert(raw.pid, new, link);
+        }
+        if raw.pid == raw.tid {
+            registry.rename(raw.pid, raw.comm.clone(), link);
+        }
+        let process = registry.processes.get_mut(raw.pid)?;
+        process.start_time = Some(start_time);
+        let before = process.cgroup;
+        if process.cgroup_key != Some(raw.cgroup) || process.cgroup.is_none() {
+            process.cgroup_key = Some(raw.cgroup);
+            if let Some(cgroup) = registry.cgroups.of(raw.cgroup, raw.pid, start_time, now) {
+                process.cgroup = Some(cgroup);
+            }
+        }
+        if let Some(session) = link.session()
+            && (process.told != session || process.cgroup != before)
+        {
+            process.told = session;
+            if let Some(cgroup) = process.cgroup.and_then(|id| registry.cgroups.tell(id, session)) {
+                link.tell(&FromCollector::Cgroup(cgroup), None, &mut registry.losses);
+            }
+            let message = ProcessMessage {
+                id: process.id,
+                pid: raw.pid,
+                start_time,
+                comm: process.comm.clone(),
+                cgroup: process.cgroup,
+            };
+            link.tell(&FromCollector::Process(message), None, &mut registry.losses);
+        }
+        Some(process.id)
+    }
+
+    fn kernel_frames(&mut self, addresses: &[u64]) -> Vec<KernelFrame> {
+        let frames: Vec<KernelFrame> =
+            addresses.iter().map(|address| self.kernel_text.frame(*address)).collect();
+        if self.kernel_text.is_known() {
+            let unknown = frames.iter().filter(|frame| **frame == KernelFrame::Unknown).count();
+            self.registry.losses.add(Loss::UnknownKernelCode, unknown as u64);
+            self.unknown_kernel_code |= unknown > 0;
+        }
+        frames
+    }
+
+    /// Places the frames. What lies in no executable mapping is no code address and stays here (W7); the stack is cut
+    /// there.
+    fn user_frames(&mut self, raw: &RawSample) -> (Vec<UserFrame>, u8) {
+        let mut frames = Vec::with_capacity(raw.user.len());
+        let mut used: Vec<(ExecutableId, u64, u64)> = Vec::new();
+        let mut anonymous = false;
+        let Some(process) = self.registry.processes.get_mut(raw.pid) else { return (frames, raw.end) };
+        for (i, address) in raw.user.iter().enumerate() {
+            // A return address may be the first byte after its mapping; the call before it is not.
+            let back = u64::from(i > 0);
+            let Some(mapping) = process.space.find(address.wrapping_sub(back)) else { break };
+            frames.push(match mapping.code {
+                Code::Anonymous => {
+                    anonymous = true;
+                    UserFrame::Anonymous(ProcessAddress(*address))
+                }
+                Code::File(id) => {
+                    if !used.iter().any(|(other, ..)| *other == id) {
+                        used.push((id, mapping.start, mapping.end));
+                    }
+                    let (start, offset) = (ProcessAddress(mapping.start), FileOffset(mapping.offset));
+                    UserFrame::File(id, ProcessAddress(*address).file_offset(start, offset))
+                }
+            });
+        }
+        let mut end = raw.end;
+        if frames.len() < raw.user.len() {
+            end = End::NotCode as u8;
+            if let Some(cut) = self.cut.get_mut(usize::from(raw.end)) {
+                *cut += 1;
+            }
+        }
+        if self.link.session().is_some() {
+            for (id, start, end) in used {
+                self.tell_used(id, raw.pid, start, end);
+            }
+            if anonymous {
+                self.tell_anonymous(raw.pid);
+            }
+        }
+        (frames, end)
+    }
+
+    /// Tells of an executable that a sample is in, with its file, if this session was not told yet.
+    fn tell_used(&mut self, id: ExecutableId, pid: u32, start: u64, end: u64) {
+        let Some(session) = self.link.session() else { return };
+        let Some(executable) = self.registry.executables.tell(id, session) else { return };
+        let file = match executable.kind {
+            ExecutableKind::Vdso => self.vdso.as_ref().and_then(|vdso| vdso.try_clone().ok()),
+            ExecutableKind::Unopened => None,
+            ExecutableKind::File(identity) => executables::open(pid, start, end)
+                .filter(|opened| opened.identity == identity)
+                .map(|opened| opened.file),
+        };
+        self.link.tell(&FromCollector::Executable(executable), file, &mut self.registry.losses);
+    }
+
+    /// Tells that a process has code without a file, if this session was not told yet.
+    fn tell_anonymous(&mut self, pid: u32) {
+        let Some(session) = self.link.session() else { return };
+        let Some(process) = self.registry.processes.get_mut(pid) else { return };
+        if process.told_anonymous != session {
+            process.told_anonymous = session;
+            let message = FromCollector::Anonymous(Anonymous { process: process.id });
+            self.link.tell(&message, perf_map::open_of(pid).ok(), &mut self.registry.losses);
+        }
+    }
+
+    /// Answers what the uploader asks. Ids that were not handed out to it, and more than its allowance, are refused.
+    pub(crate) fn answer(&mut self, request: FromUploader, now: u64) {
+        let allowed = self.link.may_ask(now);
+        let (message, file) = match request {
+            FromUploader::Reopen(id) => match allowed.then(|| self.reopen(id)).flatten() {
+                Some((executable, file)) => (FromCollector::Executable(executable), Some(file)),
+                None => (FromCollector::NotReopened(NotReopened::Executable(id)), None),
+            },
+            FromUploader::ReopenPerfMap(id) => match allowed.then(|| self.reopen_perf_map(id)).flatten() {
+                Some(file) => (FromCollector::Anonymous(Anonymous { process: id }), Some(file)),
+                None => (FromCollector::NotReopened(NotReopened::PerfMap(id)), None),
+            },
+        };
+        self.link.tell(&message, file, &mut self.registry.losses);
+    }
+
+    /// The file of an executable, through a process that has it mapped.
+    fn reopen(&self, id: ExecutableId) -> Option<(Executable, OwnedFd)> {
+        /// Processes that are tried: any may be gone by now.
+        const TRIES: usize = 8;
+        let executable = self.registry.executables.get(id)?;
+        let file = match executable.kind {
+            ExecutableKind::Unopened => None,
+            ExecutableKind::Vdso if id == VDSO => self.vdso.as_ref()?.try_clone().ok(),
+            ExecutableKind::Vdso => None,
+            ExecutableKind::File(identity) => self
+                .registry
+                .processes
+                .mapping_of(id)
+                .take(TRIES)
+                .filter_map(|(pid, start, end)| executables::open(pid, start, end))
+                .find(|opened| opened.identity == identity)
+                .map(|opened| opened.file),
+        };
+        Some((executable, file?))
+    }
+
+    /// The perf map of a process that was told of as one with code without a file.
+    fn reopen_perf_map(&self, id: ProcessId) -> Option<OwnedFd> {
+        let (pid, process) = self.registry.told_process(id, &self.link)?;
+        if self.link.session() != Some(process.told_anonymous) {
+            return None;
+        }
+        perf_map::open_of(pid).ok()
+    }
+}

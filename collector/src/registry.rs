@@ -1,0 +1,379 @@
+//! What runs on this machine, kept up to date with the kernel's records, in the order of their time.
+
+use std::{io, os::fd::OwnedFd};
+
+use ipc::{Comm, ExecutableId, FromCollector, ProcessId};
+use records::Loss;
+
+use crate::{
+    address_space::{AddressSpace, Code, CodeMapping, MAX_MAPPINGS},
+    cgroups::Cgroups,
+    counters::Losses,
+    executables::{Executables, MAX_EXECUTABLES, VDSO},
+    kernel_events::{KernelEvent, Mapped, What},
+    link::Link,
+    processes::{NewProcess, Process, Processes},
+    procfs,
+};
+
+/// Processes a second that are looked up in `/proc` because a record about them is missing.
+const LOOK_UPS_PER_SECOND: u32 = 100;
+/// Addresses from here on are the kernel's (the vsyscall page among them).
+const KERNEL_HALF: u64 = 1 << 63;
+
+/// Everything that runs.
+pub(crate) struct Registry {
+    pub(crate) processes: Processes,
+    pub(crate) executables: Executables,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) losses: Losses,
+    /// Records were lost, so that `/proc` must be read again.
+    pub(crate) incomplete: bool,
+    look_ups: u32,
+}
+
+impl Registry {
+    pub(crate) fn new() -> Self {
+        Registry {
+            processes: Processes::default(),
+            executables: Executables::new(),
+            cgroups: Cgroups::default(),
+            losses: Losses::new(),
+            incomplete: false,
+            look_ups: 0,
+        }
+    }
+
+    /// Reads `/proc`: at the start, and after records were lost. `now` in nanoseconds.
+    pub(crate) fn scan(&mut self, now: u64, link: &mut Link) -> io::Result<()> {
+        self.incomplete = false;
+        let pids = procfs::pids()?;
+        for pid in &pids {
+            self.look_up(*pid, now, link);
+        }
+        self.remove_gone(link);
+        Ok(())
+    }
+
+    /// Removes processes whose end was not heard of.
+    pub(crate) fn remove_gone(&mut self, link: &mut Link) {
+        let gone: Vec<u32> = self.processes.pids().filter(|pid| !procfs::exists(*pid)).collect();
+        for pid in gone {
+            let removed = self.processes.remove(pid);
+            self.tell_end(removed.as_ref(), link);
+        }
+    }
+
+    /// Called once a second.
+    pub(crate) fn tick(&mut self) {
+        self.look_ups = 0;
+        if self.executables.len() > MAX_EXECUTABLES {
+            self.executables.retain(&self.processes.mapped_executables());
+        }
+    }
+
+    /// Applies one record.
+    pub(crate) fn apply(&mut self, event: KernelEvent, now: u64, link: &mut Link) {
+        let at = event.timestamp;
+        match event.what {
+            What::Fork { pid: 0 | u32::MAX, .. } => {}
+            What::Fork { pid, parent } if pid == parent => {
+                if let Some(process) = self.processes.get_mut(pid).filter(|process| process.counted_at < at) {
+                    process.threads = process.threads.saturating_add(1);
+                }
+            }
+            What::Fork { pid, parent } => self.fork(pid, parent, at, link),
+            What::Exec { pid, comm } => self.exec(pid, comm, at, link),
+            What::Comm { pid, tid, comm } if pid == tid => self.rename(pid, comm, link),
+            What::Comm { .. } => {}
+            What::Map(mapped) => self.map(&mapped, now, link),
+            What::Exit { pid } => self.exit(pid, at, link),
+            What::Lost(records) => {
+                self.losses.add(Loss::KernelEvents, records);
+                self.incomplete = true;
+            }
+        }
+    }
+
+    /// The child has what its parent had, until it maps something or execs.
+    fn fork(&mut self, pid: u32, parent: u32, at: u64, link: &mut Link) {
+        let Some(parent) = self.processes.get_mut(parent) else { return };
+        let child = NewProcess {
+            comm: parent.comm.clone(),
+            space: parent.space.clone(),
+            threads: 1,
+            counted_at: at,
+            start_time: None,
+            cgroup: parent.cgroup,
+        };
+        self.insert(pid, child, link);
+    }
+
+    /// Another program: nothing of the old one's mappings is left, nor its other threads.
+    fn exec(&mut self, pid: u32, comm: Vec<u8>, at: u64, link: &mut Link) {
+        let old = self.processes.get_mut(pid);
+        let new = NewProcess {
+            comm,
+            space: AddressSpace::default(),
+            threads: 1,
+            counted_at: at,
+            start_time: old.as_ref().and_then(|old| old.start_time),
+            cgroup: old.and_then(|old| old.cgroup),
+        };
+        self.insert(pid, new, link);
+    }
+
+    /// The process has a new name.
+    pub(crate) fn rename(&mut self, pid: u32, comm: Vec<u8>, link: &mut Link) {
+        if let Some(process) = self.processes.get_mut(pid).filter(|process| process.comm != comm) {
+            process.comm.clone_from(&comm);
+            if link.session() == Some(process.told) {
+                let message = FromCollector::Comm(Comm { process: process.id, comm });
+                link.tell(&message, None, &mut self.losses);
+            }
+        }
+    }
+
+    fn exit(&mut self, pid: u32, at: u64, link: &mut Link) {
+        let Some(process) = self.processes.get_mut(pid).filter(|process| process.counted_at < at) else {
+            return;
+        };
+        process.threads = process.threads.saturating_sub(1);
+        if process.threads == 0 {
+            let removed = self.processes.remove(pid);
+            self.tell_end(removed.as_ref(), link);
+        }
+    }
+
+    fn map(&mut self, mapped: &Mapped, now: u64, link: &mut Link) {
+        if self.processes.get_mut(mapped.pid).is_none() {
+            // Its fork was not heard of. What `/proc` says includes this mapping.
+            self.look_up_limited(mapped.pid, now, link);
+        }
+        if let Some((mapping, file)) = self.code_mapping(mapped, now) {
+            if let (Code::File(id), Some(file)) = (mapping.code, file) {
+                self.tell_executable(id, Some(file), link);
+            }
+            if let Some(process) = self.processes.get_mut(mapped.pid)
+                && process.space.map(mapping).is_err()
+            {
+                self.losses.add(Loss::TooManyMappings, 1);
+            }
+        }
+    }
+
+    /// What a mapping shows; with the file, if it was opened to know.
+    fn code_mapping(&mut self, mapped: &Mapped, now: u64) -> Option<(CodeMapping, Option<OwnedFd>)> {
+        if mapped.start >= KERNEL_HALF {
+            return None;
+        }
+        let (code, file) = if mapped.path == b"[vdso]" {
+            (Code::File(VDSO), None)
+        } else if is_file(mapped) {
+            let (id, file) = self.executables.of(mapped, now, &mut self.losses);
+            (Code::File(id), file)
+        } else {
+            (Code::Anonymous, None)
+        };
+        let offset = if code == Code::File(VDSO) { 0 } else { mapped.offset };
+        Some((CodeMapping { start: mapped.start, end: mapped.end, offset, code }, file))
+    }
+
+    /// A process that was not heard of, from `/proc`, as often as that is affordable.
+    pub(crate) fn look_up_limited(&mut self, pid: u32, now: u64, link: &mut Link) {
+        if self.look_ups < LOOK_UPS_PER_SECOND {
+            self.look_ups += 1;
+            self.look_up(pid, now, link);
+        }
+    }
+
+    /// Puts what `/proc` says of a process in the place of what was known of it. A process that is known and still
+    /// the same keeps its id.
+    fn look_up(&mut self, pid: u32, now: u64, link: &mut Link) {
+        let Some(stat) = procfs::stat(pid) else { return };
+        let mut space = AddressSpace::default();
+        for mapped in procfs::executable_mappings(pid, MAX_MAPPINGS).unwrap_or_default() {
+            if let Some((mapping, _)) = self.code_mapping(&mapped, now)
+                && space.map(mapping).is_err()
+            {
+                self.losses.add(Loss::TooManyMappings, 1);
+            }
+        }
+        if let Some(process) = self.processes.get_mut(pid)
+            && process.comm == stat.comm
+            && process.start_time.is_none_or(|start_time| start_time == stat.start_time)
+        {
+            process.space = space;
+            process.threads = stat.threads;
+            process.counted_at = now;
+            process.start_time = Some(stat.start_time);
+            return;
+        }
+        let new = NewProcess {
+            comm: stat.comm,
+            space,
+            threads: stat.threads,
+            counted_at: now,
+            start_time: Some(stat.start_time),
+            cgroup: None,
+        };
+        self.insert(pid, new, link);
+    }
+
+    /// Adds a process; whatever had its pid before has ended.
+    pub(crate) fn insert(&mut self, pid: u32, new: NewProcess, link: &mut Link) {
+        match self.processes.insert(pid, new) {
+            Ok(old) => self.tell_end(old.as_ref(), link),
+            Err(_) => self.losses.add(Loss::TooManyProcesses, 1),
+        }
+    }
+
+    fn tell_end(&mut self, ended: Option<&Process>, link: &mut Link) {
+        if let Some(ended) = ended.filter(|ended| link.session() == Some(ended.told)) {
+            link.tell(&FromCollector::Exit(ended.id), None, &mut self.losses);
+        }
+    }
+
+    /// Tells of an executable, if this session was not told yet.
+    pub(crate) fn tell_executable(&mut self, id: ExecutableId, file: Option<OwnedFd>, link: &mut Link) {
+        if let Some(session) = link.session()
+            && let Some(executable) = self.executables.tell(id, session)
+        {
+            link.tell(&FromCollector::Executable(executable), file, &mut self.losses);
+        }
+    }
+
+    /// The pid of a process that this session was told of and that is still there.
+    pub(crate) fn told_process(&self, id: ProcessId, link: &Link) -> Option<(u32, &Process)> {
+        self.processes.by_id(id).filter(|(_, process)| link.session() == Some(process.told))
+    }
+}
+
+/// Whether a mapping shows a file. Memory of these kinds has an inode, but nothing that could be read as a file with
+/// code: it is what run-time compilers write their code to.
+fn is_file(mapped: &Mapped) -> bool {
+    const NO_FILES: [&[u8]; 4] = [b"//", b"/dev/zero", b"/SYSV", b"/anon_hugepage"];
+    mapped.file.inode != 0
+        && mapped.path.starts_with(b"/")
+        && !NO_FILES.iter().any(|prefix| mapped.path.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel_events::FileNumbers;
+
+    struct World {
+        registry: Registry,
+        link: Link,
+        now: u64,
+    }
+
+    impl World {
+        fn new() -> Self {
+            World { registry: Registry::new(), link: Link::default(), now: 0 }
+        }
+
+        fn apply(&mut self, what: What) {
+            self.now += 1;
+            self.registry.apply(KernelEvent { timestamp: self.now, what }, self.now, &mut self.link);
+        }
+
+        fn map(&mut self, pid: u32, start: u64, inode: u64) {
+            let file = FileNumbers { major: 0xfff, minor: 1, inode, generation: 0 };
+            let path = format!("/no/such/file/{inode}").into_bytes();
+            self.apply(What::Map(Box::new(Mapped {
+                pid,
+                start,
+                end: start + 0x1000,
+                offset: 0,
+                file,
+                path,
+            })));
+        }
+
+        fn code(&mut self, pid: u32, address: u64) -> Option<Code> {
+            Some(self.registry.processes.get_mut(pid)?.space.find(address)?.code)
+        }
+    }
+
+    /// Pids that cannot be there (above the kernel's limit of 2^22).
+    const A: u32 = 1 << 23;
+    const B: u32 = A + 1;
+
+    #[test]
+    fn a_fork_shares_and_an_exec_begins_anew() {
+        let mut world = World::new();
+        world.apply(What::Exec { pid: A, comm: b"a".to_vec() });
+        world.map(A, 0x1000, 1);
+        world.apply(What::Fork { pid: B, parent: A });
+        assert_eq!(world.code(B, 0x1000), world.code(A, 0x1000));
+        assert!(world.code(B, 0x1000).is_some());
+        // A mapping of the child is not its parent's.
+        world.map(B, 0x5000, 2);
+        assert_eq!(world.code(A, 0x5000), None);
+        let before = world.registry.processes.get_mut(B).unwrap().id;
+        world.apply(What::Exec { pid: B, comm: b"b".to_vec() });
+        assert_ne!(world.registry.processes.get_mut(B).unwrap().id, before);
+        assert_eq!(world.code(B, 0x1000), None);
+        assert!(world.code(A, 0x1000).is_some());
+    }
+
+    #[test]
+    fn a_process_ends_with_its_last_thread() {
+        let mut world = World::new();
+        world.apply(What::Exec { pid: A, comm: b"a".to_vec() });
+        world.apply(What::Fork { pid: A, parent: A });
+        world.apply(What::Exit { pid: A });
+        assert!(world.registry.processes.get_mut(A).is_some());
+        world.apply(What::Exit { pid: A });
+        assert!(world.registry.processes.get_mut(A).is_none());
+        // One that nobody knew.
+        world.apply(What::Exit { pid: B });
+    }
+
+    #[test]
+    fn only_the_main_thread_names_the_process() {
+        let mut world = World::new();
+        world.apply(What::Exec { pid: A, comm: b"a".to_vec() });
+        world.apply(What::Comm { pid: A, tid: B, comm: b"worker".to_vec() });
+        assert_eq!(world.registry.processes.get_mut(A).unwrap().comm, b"a");
+        world.apply(What::Comm { pid: A, tid: A, comm: b"\xff\n".to_vec() });
+        assert_eq!(world.registry.processes.get_mut(A).unwrap().comm, b"\xff\n");
+    }
+
+    #[test]
+    fn memory_without_a_file_and_the_vdso_are_told_apart() {
+        let mut world = World::new();
+        world.apply(What::Exec { pid: A, comm: b"a".to_vec() });
+        let file = FileNumbers { major: 0, minor: 1, inode: 0, generation: 0 };
+        for (start, path, inode) in
+            [(0x1000, &b"//anon"[..], 0), (0x3000, b"[vdso]", 0), (0x5000, b"/dev/zero (deleted)", 9)]
+        {
+            let file = FileNumbers { inode, ..file };
+            let mapped = Mapped { pid: A, start, end: start + 0x1000, offset: 7, file, path: path.to_vec() };
+            world.apply(What::Map(Box::new(mapped)));
+        }
+        assert_eq!(world.code(A, 0x1000), Some(Code::Anonymous));
+        assert_eq!(world.code(A, 0x3000), Some(Code::File(VDSO)));
+        assert_eq!(world.code(A, 0x5000), Some(Code::Anonymous));
+    }
+
+    #[test]
+    fn lost_records_ask_for_a_new_look() {
+        let mut world = World::new();
+        world.apply(What::Exec { pid: A, comm: b"a".to_vec() });
+        world.apply(What::Lost(5));
+        assert!(world.registry.incomplete);
+        world.registry.scan(world.now, &mut world.link).unwrap();
+        assert!(!world.registry.incomplete);
+        // What is not there is gone, and this process is known now.
+        assert!(world.registry.processes.get_mut(A).is_none());
+        let own = world.registry.processes.get_mut(std::process::id()).unwrap();
+        assert!(own.threads >= 1 && !own.space.mappings().is_empty());
+        let id = own.id;
+        // A second look does not make another process of it.
+        world.registry.scan(world.now, &mut world.link).unwrap();
+        assert_eq!(world.registry.processes.get_mut(std::process::id()).unwrap().id, id);
+    }
+}
