@@ -2,9 +2,12 @@
 //! ([`processes`], [`executables`]), becomes targets ([`targets`]) and profiles ([`profile`]) with names
 //! ([`symbols`]).
 
+pub mod app;
 pub mod collector_client;
 pub mod executables;
 pub mod flags;
+pub mod http;
+pub mod policy;
 pub mod printable;
 pub mod processes;
 pub mod profile;

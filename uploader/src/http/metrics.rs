@@ -1,0 +1,206 @@
+//! `/metrics`: what is counted, for Prometheus.
+
+use std::{fmt, fs};
+
+use axum::{
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+use records::{End, Loss};
+
+use super::Context;
+use crate::{state::Shared, worker::Worker};
+
+/// `/metrics`.
+pub async fn metrics(State(context): State<Context>) -> Response {
+    let mut registry = Registry::with_prefix("bulkhead");
+    registry.register_collector(Box::new(Scrape(std::sync::Arc::clone(&context.shared))));
+    let mut body = String::with_capacity(16 * 1024);
+    match text::encode(&mut body, &registry) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], body).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode: {error}\n")).into_response(),
+    }
+}
+
+#[derive(Debug)]
+struct Scrape(std::sync::Arc<Shared>);
+
+/// Encodes one metric after the other.
+struct Encoder<'a>(DescriptorEncoder<'a>);
+
+impl Encoder<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(value).encode(metric)
+    }
+
+    fn seconds(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        let metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(value).encode(metric)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: usize) -> fmt::Result {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        let metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(value).encode(metric)
+    }
+
+    /// One counter for each value of a label.
+    fn counters<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        values: impl IntoIterator<Item = (&'l str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (value, count) in values {
+            ConstCounter::new(count).encode(family.encode_family(&[(label, value)])?)?;
+        }
+        Ok(())
+    }
+
+    /// One gauge for each value of a label.
+    fn gauges<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        values: impl IntoIterator<Item = (&'l str, usize)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (value, count) in values {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            ConstGauge::new(count).encode(family.encode_family(&[(label, value)])?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut encoder = Encoder(encoder);
+        collector(&mut encoder, &self.0)?;
+        own(&mut encoder, &self.0)?;
+        sizes(&mut encoder, &self.0)?;
+        process(&mut encoder)
+    }
+}
+
+/// What the collector counts, summed over its restarts.
+fn collector(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
+    let (counters, connected) = {
+        let state = shared.state();
+        (state.collector.total(), state.is_connected())
+    };
+    encoder.gauge("collector_connected", "Whether a collector is connected", usize::from(connected))?;
+    encoder.counter("collector_samples", "Samples that the collector's BPF program recorded", counters.samples)?;
+    encoder.counter("collector_idle", "Samples of the idle task, of which no record is made", counters.idle)?;
+    let count = |list: &[u64], number: u8| list.get(usize::from(number)).copied().unwrap_or(0);
+    let ends = End::ALL.iter().map(|end| (end.label(), count(&counters.ends, *end as u8)));
+    encoder.counters("unwinds", "How the unwinds of user stacks ended", "end", ends)?;
+    let losses = Loss::ALL.iter().map(|loss| (loss.label(), count(&counters.losses, *loss as u8)));
+    encoder.counters("lost", "What was lost before it reached the uploader", "reason", losses)?;
+    let help = "Records of mappings and processes that the collector read";
+    encoder.counter("collector_kernel_events", help, counters.kernel_events)?;
+    let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    encoder.gauge("collector_processes", "Processes that the collector knows", count(counters.processes))?;
+    encoder.gauge("collector_executables", "Executables that the collector knows", count(counters.executables))
+}
+
+/// What the uploader counts.
+fn own(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
+    let (counts, refused, closed_early) = {
+        let state = shared.state();
+        (state.counts.clone(), state.processes.refused, state.executables.closed_early)
+    };
+    encoder.counter("collector_sessions", "Connections to a collector", counts.sessions)?;
+    let help = "Connections to a collector after the first";
+    encoder.counter("collector_reconnects", help, counts.sessions.saturating_sub(1))?;
+    let help = "Times that the collector was another one than before";
+    encoder.counter("collector_restarts", help, counts.collector_restarts)?;
+    let help = "Time without a collector, after the first was met";
+    encoder.seconds("collector_disconnected_seconds", help, counts.disconnected.as_secs_f64())?;
+    let help = "Connections that ended because of what the collector sent";
+    encoder.counter("collector_faults", help, counts.faults)?;
+    encoder.counter("messages", "Messages received from the collector", counts.messages)?;
+    encoder.counter("samples", "Samples received from the collector", counts.samples)?;
+    encoder.counter("windows", "Windows that became profiles", counts.windows)?;
+    encoder.counter("profiles", "Profiles made", counts.profiles)?;
+    let dropped = [("window_queue_full", counts.samples_dropped)];
+    encoder.counters("samples_dropped", "Samples that the uploader threw away", "reason", dropped)?;
+    let help = "Windows thrown away, because those before them were not finished";
+    encoder.counter("windows_dropped", help, counts.windows_dropped)?;
+    let degraded = [
+        ("window_full", counts.merged_samples),
+        ("unknown_process", counts.samples_unknown_process),
+        ("unknown_executable", counts.frames_unknown_executable),
+        ("mirror_full", refused),
+        ("files_closed_early", closed_early),
+    ];
+    encoder.counters("degraded", "What was kept with less than could be known of it", "reason", degraded)?;
+    let outcomes = [
+        ("named", counts.executables_named),
+        ("unreadable", counts.executables_unreadable),
+        ("timed_out", counts.executables_timed_out),
+        ("unavailable", counts.executables_unavailable),
+    ];
+    encoder.counters("executables", "Executables by what came of reading their names", "outcome", outcomes)?;
+    let requests =
+        [("sent", counts.requests), ("held_back", counts.requests_refused), ("not_fulfilled", counts.not_reopened)];
+    encoder.counters("requests", "Requests to the collector for files", "outcome", requests)?;
+    let stored = [("written", counts.stored), ("failed", counts.store_failures)];
+    encoder.counters("local_store_profiles", "Profiles for the local folder", "outcome", stored)
+}
+
+/// What is held in memory.
+fn sizes(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
+    let (targets, profile_bytes) = shared.profiles.sizes();
+    let (entries, bytes) = {
+        let state = shared.state();
+        let entries = [
+            ("processes", state.processes.len()),
+            ("cgroups", state.processes.cgroups()),
+            ("executables", state.executables.len()),
+            ("open_files", state.executables.held()),
+            ("jit_processes", state.jit.len()),
+            ("names", state.names.len()),
+            ("kernel_symbols", state.kernel.len()),
+            ("targets", targets),
+            ("window_targets", state.window().targets.len()),
+            ("window_stacks", state.window().stacks.len()),
+            ("stuck_threads", Worker::stuck()),
+        ];
+        let bytes =
+            [("names", state.names.bytes()), ("symbol_tables", state.tables.bytes()), ("profiles", profile_bytes)];
+        (entries, bytes)
+    };
+    encoder.gauges("entries", "What the uploader holds, in entries", "of", entries)?;
+    encoder.gauges("bytes", "What the uploader holds, in bytes (about)", "of", bytes)
+}
+
+/// This process itself.
+fn process(encoder: &mut Encoder<'_>) -> fmt::Result {
+    let page = rustix::param::page_size();
+    let tick = rustix::param::clock_ticks_per_second();
+    // proc(5): resident pages are the second number of statm.
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let resident: usize = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    encoder.gauge("process_resident_memory_bytes", "Resident memory of the uploader", resident * page)?;
+    // User and system time are numbers 14 and 15 of stat; the name before them may have blanks and brackets.
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let times = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').skip(11).take(2);
+    let ticks: u64 = times.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    let seconds = ticks as f64 / tick as f64;
+    encoder.seconds("process_cpu_seconds", "CPU time of the uploader, user and system", seconds)
+}
