@@ -202,19 +202,21 @@ mod tests {
         };
         for _ in 0..300 {
             let mut space = AddressSpace::default();
-            let mut model = [None; 64];
+            let mut model = vec![None; 64];
             for _ in 0..20 {
                 let start = random(64);
                 let end = (start + 1 + random(16)).min(64);
                 let new = file(start, end, random(4), u32::try_from(random(3)).unwrap());
                 space.map(new).unwrap();
-                for address in start..end {
-                    model[address as usize] = Some((new.code, new.offset + address - start));
+                for (address, byte) in
+                    (0..).zip(&mut model).filter(|(address, _)| (start..end).contains(address))
+                {
+                    *byte = Some((new.code, new.offset + address - start));
                 }
             }
-            for address in 0..64 {
+            for (address, expected) in (0..).zip(&model) {
                 let found = space.find(address).map(|m| (m.code, m.offset + address - m.start));
-                assert_eq!(found, model[address as usize]);
+                assert_eq!(found, *expected);
             }
             assert!(space.mappings().windows(2).all(|pair| pair[0].end <= pair[1].start));
         }

@@ -35,9 +35,11 @@ impl KernelCounters {
     fn get(&self, cpu: usize, counter: usize) -> u64 {
         debug_assert!(cpu < self.cpus && counter < COUNTERS_PER_CPU as usize);
         let index = cpu * COUNTERS_PER_CPU as usize + counter;
+        #[expect(clippy::cast_ptr_alignment, reason = "a mapping begins at a page")]
+        let counters = self.memory.as_ptr().cast::<u64>();
         // SAFETY: the index is within the mapping (its length is cpus times COUNTERS_PER_CPU words, checked above);
         // the memory is the kernel's own and stays mapped as long as `self.memory`. An aligned word is read whole.
-        unsafe { self.memory.as_ptr().cast::<u64>().add(index).read_volatile() }
+        unsafe { counters.add(index).read_volatile() }
     }
 
     /// Adds up what all CPUs have counted.

@@ -60,16 +60,16 @@ pub(crate) fn open(pid: u32, start: u64, end: u64) -> Option<Opened> {
         procfs::open_mapped(pid, start, end)
     });
     let file = file.ok()?;
-    let stat = fstat(&file).ok()?;
-    if !FileType::from_raw_mode(stat.st_mode).is_file() {
+    let attributes = fstat(&file).ok()?;
+    if !FileType::from_raw_mode(attributes.st_mode).is_file() {
         return None;
     }
     let identity = Identity {
-        device: stat.st_dev,
-        inode: stat.st_ino,
-        ctime: stat.st_ctime,
-        ctime_nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
-        size: u64::try_from(stat.st_size).unwrap_or(0),
+        device: attributes.st_dev,
+        inode: attributes.st_ino,
+        ctime: attributes.st_ctime,
+        ctime_nanos: u32::try_from(attributes.st_ctime_nsec).unwrap_or(0),
+        size: u64::try_from(attributes.st_size).unwrap_or(0),
     };
     Some(Opened { file, identity })
 }

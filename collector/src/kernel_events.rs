@@ -1,5 +1,5 @@
-//! The kernel's own records of what is mapped where and which process is which: PERF_RECORD_MMAP2, FORK, COMM and
-//! EXIT (perf_event_open(2)), from one ring a CPU. Of different CPUs they come in any order; who applies them sorts
+//! The kernel's own records of what is mapped where and which process is which: `PERF_RECORD_MMAP2`, `FORK`,
+//! `COMM` and `EXIT` (`perf_event_open(2)`), from one ring a CPU. Of different CPUs they come in any order; who applies them sorts
 //! them by their time.
 #![expect(unsafe_code, reason = "perf-event2 gives its files as plain numbers")]
 
@@ -24,7 +24,7 @@ use thiserror::Error;
 const RING_SIZE: usize = 256 * 1024;
 /// Most records taken from one CPU's ring at a time, so that a storm cannot keep the collector from its samples.
 const MOST_AT_ONCE: usize = 16 * 1024;
-/// `PERF_RECORD_MISC_COMM_EXEC` (include/uapi/linux/perf_event.h).
+/// `PERF_RECORD_MISC_COMM_EXEC` (`include/uapi/linux/perf_event.h`).
 const MISC_COMM_EXEC: u16 = 1 << 13;
 /// `PROT_EXEC`.
 const PROT_EXEC: u32 = 4;
@@ -132,9 +132,8 @@ impl KernelEvents {
                 let Some(record) = ring.next_record() else { break };
                 copy(&record, &mut self.buffer);
                 match parse(&self.buffer, &self.config) {
-                    Some(Some(event)) => into.push(event),
-                    Some(None) => {}
-                    None => bad += 1,
+                    Ok(event) => into.extend(event),
+                    Err(Malformed) => bad += 1,
                 }
             }
         }
@@ -154,13 +153,16 @@ fn copy(record: &Record, buffer: &mut Vec<u8>) {
     }
 }
 
-/// The event that a record tells of, `Some(None)` if it is of no interest, `None` if it is malformed.
-fn parse(record: &[u8], config: &ParseConfig<Native>) -> Option<Option<KernelEvent>> {
-    let (timestamp, what) = Parser::new(record, config.clone()).parse_record(Reader).ok()?;
-    match what {
-        Some(what) => Some(Some(KernelEvent { timestamp: timestamp?, what })),
-        None => Some(None),
-    }
+/// A record that is not of the agreed form.
+#[derive(Debug, PartialEq, Eq)]
+struct Malformed;
+
+/// The event that a record tells of, if it is of interest.
+fn parse(record: &[u8], config: &ParseConfig<Native>) -> Result<Option<KernelEvent>, Malformed> {
+    let parsed = Parser::new(record, config.clone()).parse_record(Reader);
+    let (timestamp, what) = parsed.map_err(|_| Malformed)?;
+    let Some(what) = what else { return Ok(None) };
+    Ok(Some(KernelEvent { timestamp: timestamp.ok_or(Malformed)?, what }))
 }
 
 struct Reader;
@@ -292,6 +294,6 @@ mod tests {
         assert_eq!(parse(&record(4, 0, &body, 1), &config()).unwrap().unwrap().what, What::Exit { pid: 5 });
         let lost = words(&[1, 0, 9, 0]);
         assert_eq!(parse(&record(2, 0, &lost, 1), &config()).unwrap().unwrap().what, What::Lost(9));
-        assert_eq!(parse(&record(5, 0, &words(&[0; 6]), 1), &config()), Some(None));
+        assert_eq!(parse(&record(5, 0, &words(&[0; 6]), 1), &config()), Ok(None));
     }
 }

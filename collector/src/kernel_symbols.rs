@@ -180,7 +180,7 @@ fn runs(addresses: impl Iterator<Item = (u64, ModuleId)>) -> Vec<Run> {
     for (address, module) in addresses {
         match runs.last_mut() {
             Some(run) if run.module == module && address - run.last < LONGEST_FUNCTION * 16 => {
-                run.last = address
+                run.last = address;
             }
             _ => runs.push(Run { first: address, last: address, module }),
         }

@@ -47,7 +47,7 @@ impl Btf {
         let types = header.checked_add(word(8)?)?;
         let types = types..types.checked_add(word(12)?)?;
         let strings = header.checked_add(word(16)?)?;
-        (types.end <= bytes.len() && strings <= bytes.len()).then_some(Btf { types, strings, bytes })
+        (types.end <= bytes.len() && strings <= bytes.len()).then_some(Btf { bytes, types, strings })
     }
 
     /// Every type: its kind, the offset of its name, number of elements, whether members say bit fields, and where
@@ -180,8 +180,8 @@ mod tests {
             [&[1, 4 << 24 | 2, 16][..], &[3, 0, 0], &[5, 0, 64], &[7, 6 << 24 | 1, 4], &[9, 7]].concat();
         let mut bytes = vec![0x9f, 0xeb, 1, 0];
         let types: Vec<u8> = types.iter().flat_map(|word| word.to_le_bytes()).collect();
-        for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
-            bytes.extend(word.to_le_bytes());
+        for word in [24, 0, types.len(), types.len(), strings.len()] {
+            bytes.extend(u32::try_from(word).unwrap().to_le_bytes());
         }
         bytes.extend(types);
         bytes.extend(strings);

@@ -26,7 +26,7 @@ pub(crate) fn open_of(pid: u32) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
-/// What `/proc/PID/status` says (proc_pid_status(5)).
+/// What `/proc/PID/status` says (`proc_pid_status(5)`).
 struct Status {
     /// The last number of `NSpid`.
     innermost_pid: u32,

@@ -8,8 +8,8 @@ pub(crate) const NEEDED_AT_START: [(Capability, &str); 2] = [
     (Capability::CAP_PERFMON, "sample every CPU and hear of every mapping and process"),
 ];
 
-/// What is kept after the start. Opening `/proc/PID/map_files/START-END` takes all three (proc_map_files_get_link
-/// and proc_map_files_lookup in the kernel's fs/proc/base.c).
+/// What is kept after the start. Opening `/proc/PID/map_files/START-END` takes all three
+/// (`proc_map_files_get_link` and `proc_map_files_lookup` in the kernel's `fs/proc/base.c`).
 pub(crate) const KEPT: [(Capability, &str); 3] = [
     (Capability::CAP_SYS_PTRACE, "look into other users' /proc/PID"),
     (Capability::CAP_DAC_READ_SEARCH, "open files that only their owner may read"),

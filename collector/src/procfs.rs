@@ -41,7 +41,7 @@ pub(crate) fn stat(pid: u32) -> Option<Stat> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// proc_pid_stat(5): `pid (comm) state ppid ...`; the name may hold anything, parentheses too, so it ends with the
+/// `proc_pid_stat(5)`: `pid (comm) state ppid ...`; the name may hold anything, parentheses too, so it ends with the
 /// last one. Field 20 is the number of threads, 22 the start time.
 fn parse_stat(text: &[u8]) -> Option<Stat> {
     let open = text.iter().position(|byte| *byte == b'(')?;
@@ -92,7 +92,7 @@ fn read_maps(path: &str, pid: u32, limit: usize) -> io::Result<Vec<Mapped>> {
     Ok(mappings)
 }
 
-/// proc_pid_maps(5): `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`. `None` if it is not executable.
+/// `proc_pid_maps(5)`: `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`. `None` if it is not executable.
 fn parse_mapping(line: &[u8], pid: u32) -> Option<Mapped> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let mut rest = line;

@@ -14,7 +14,7 @@ use records::{End, FileOffset, Loss, ProcessAddress};
 
 use crate::{
     address_space::Code,
-    executables::{self, VDSO},
+    executables,
     kernel_events::{KernelEvent, KernelEvents},
     kernel_symbols::KernelText,
     link::Link,
@@ -393,8 +393,7 @@ impl Profiler {
         let executable = self.registry.executables.get(id)?;
         let file = match executable.kind {
             ExecutableKind::Unopened => None,
-            ExecutableKind::Vdso if id == VDSO => self.vdso.as_ref()?.try_clone().ok(),
-            ExecutableKind::Vdso => None,
+            ExecutableKind::Vdso => self.vdso.as_ref()?.try_clone().ok(),
             ExecutableKind::File(identity) => self
                 .registry
                 .processes

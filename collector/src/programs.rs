@@ -67,7 +67,7 @@ pub(crate) struct Machine {
     pub(crate) cgroup_v1: bool,
 }
 
-/// Inode of the initial pid namespace (`PROC_PID_INIT_INO` in the kernel's include/linux/proc_ns.h).
+/// Inode of the initial pid namespace (`PROC_PID_INIT_INO` in the kernel's `include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 impl Machine {
@@ -118,14 +118,14 @@ pub(crate) fn start(machine: &Machine, frequency: u32) -> Result<Programs, Progr
     for (global, offset) in &offsets {
         loader.override_global(global, offset, true);
     }
-    let mut loaded = loader.load(OBJECT).map_err(Box::new)?;
+    let mut object = loader.load(OBJECT).map_err(Box::new)?;
 
-    let mut tail_calls: ProgramArray<MapData> = take(&mut loaded, "UNWIND_MORE")?.try_into()?;
-    let unwind_more = load(&mut loaded, "unwind_more")?;
+    let mut tail_calls: ProgramArray<MapData> = take(&mut object, "UNWIND_MORE")?.try_into()?;
+    let unwind_more = load(&mut object, "unwind_more")?;
     let fd = unwind_more.fd().map_err(|source| ProgramsError::Load("unwind_more", Box::new(source)))?;
     tail_calls.set(0, fd, 0)?;
 
-    let sample = load(&mut loaded, "sample")?;
+    let sample = load(&mut object, "sample")?;
     let mut sampled = Vec::new();
     for cpu in cpus {
         // A period of CPU time, not a frequency: the kernel would spend the first seconds approaching a frequency.
@@ -145,15 +145,15 @@ pub(crate) fn start(machine: &Machine, frequency: u32) -> Result<Programs, Progr
         }
     }
 
-    let Map::Array(counters) = take(&mut loaded, "COUNTERS")? else {
+    let Map::Array(counters) = take(&mut object, "COUNTERS")? else {
         return Err(ProgramsError::Lacks("COUNTERS"));
     };
     let highest = sampled.iter().max().map_or(0, |cpu| *cpu as usize);
     Ok(Programs {
-        ring: take(&mut loaded, "SAMPLES")?.try_into()?,
+        ring: take(&mut object, "SAMPLES")?.try_into()?,
         counters: KernelCounters::new(counters.fd().as_fd(), highest + 1)?,
         cpus: sampled,
-        _loaded: loaded,
+        _loaded: object,
         _tail_calls: tail_calls,
     })
 }

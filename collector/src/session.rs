@@ -206,6 +206,7 @@ mod tests {
     use tokio_seqpacket::UnixSeqpacket;
 
     use super::*;
+    use crate::counters::KernelTotals;
 
     fn session() -> (Session, UploaderEnd) {
         let (a, b) = UnixSeqpacket::pair().unwrap();
@@ -264,7 +265,7 @@ mod tests {
             session.push_sample(sample(i, 640), &mut losses).unwrap();
         }
         assert!(session.waiting_bytes <= MAX_WAITING);
-        let lost = losses.with(&Default::default())[Loss::QueueFull as usize];
+        let lost = losses.with(&KernelTotals::default())[Loss::QueueFull as usize];
         assert!(lost > 0 && lost + session.unsent_samples() == 2000);
         // What is left are the newest.
         let first: FromCollector = ipc::decode(&session.waiting[0].bytes).unwrap();

@@ -217,7 +217,10 @@ fn is_closed(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, os::fd::AsFd};
+    use std::{
+        io::{Read, pipe},
+        os::fd::AsFd,
+    };
 
     use super::*;
     use crate::{Anonymous, Comm, ExecutableId, ProcessId};
@@ -243,7 +246,7 @@ mod tests {
     async fn a_file_where_none_belongs_is_refused_and_closed() {
         let (mut collector, mut uploader) = pair();
         // The reading end of a pipe sees its end once the writing end, passed along, is closed everywhere.
-        let (mut reader, writer) = std::io::pipe().unwrap();
+        let (mut reader, writer) = pipe().unwrap();
         let message = FromCollector::Comm(Comm { process: ProcessId(7), comm: b"x".to_vec() });
         collector.sender.send(&message, Some(writer.as_fd())).await.unwrap();
         assert!(matches!(uploader.receiver.receive().await, Err(ChannelError::Files(_))));

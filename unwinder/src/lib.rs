@@ -30,6 +30,7 @@ pub trait Memory {
 /// The frame that a frame pointer leads to is, by the x86-64 ABI (System V psABI, section 3.2.2): the caller's frame
 /// pointer at 0, the return address at 8, and the caller's stack above. The outermost frame has a frame pointer of
 /// zero (section 3.4.1).
+#[expect(clippy::inline_always, reason = "a call costs the verifier as much as it costs the kernel")]
 #[inline(always)]
 pub fn step(memory: &mut impl Memory, registers: &mut Registers) -> Result<(), End> {
     let frame = registers.fp;
@@ -117,9 +118,6 @@ mod tests {
             unwind(&mut stack, Registers { ip: 1, sp: 0x1000, fp: 0x1000 }),
             (vec![1, 2], End::Memory)
         );
-        assert_eq!(
-            unwind(&mut stack, Registers { ip: 1, sp: 0x1000, fp: u64::MAX & !7 }),
-            (vec![1], End::Memory)
-        );
+        assert_eq!(unwind(&mut stack, Registers { ip: 1, sp: 0x1000, fp: !7 }), (vec![1], End::Memory));
     }
 }
