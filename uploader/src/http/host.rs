@@ -68,7 +68,7 @@ fn normal(name: &str) -> String {
 }
 
 /// Refuses requests that were meant for somebody else.
-pub async fn check(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
     match hosts.foreign(request.uri(), request.headers()) {
         None => next.run(request).await,
         Some(host) => {
@@ -83,7 +83,7 @@ pub async fn check(State(hosts): State<Hosts>, request: Request, next: Next) -> 
 }
 
 /// Adds the headers that keep other sites and clever browsers out, where the answer has none of its own.
-pub async fn protect(request: Request, next: Next) -> Response {
+pub(super) async fn protect(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in [

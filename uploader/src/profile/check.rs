@@ -108,3 +108,69 @@ fn in_order(what: &str, id: u64, index: usize) -> Result<(), String> {
 fn element<T>(list: &[T], id: u64) -> Option<&T> {
     list.get(usize::try_from(id.checked_sub(1)?).ok()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::pprof::{Function, Label, Line, Location, Mapping, Sample, ValueType};
+
+    use super::*;
+
+    fn good() -> Profile {
+        let strings = ["", "samples", "count", "cpu", "nanoseconds", "f", "key", "value"];
+        Profile {
+            sample_type: vec![ValueType { r#type: 1, unit: 2 }],
+            period_type: Some(ValueType { r#type: 3, unit: 4 }),
+            period: 1,
+            time_nanos: 1,
+            duration_nanos: 1,
+            string_table: strings.map(str::to_owned).to_vec(),
+            mapping: vec![Mapping { id: 1, memory_limit: 10, ..Mapping::default() }],
+            function: vec![Function { id: 1, name: 5, ..Function::default() }],
+            location: vec![Location {
+                id: 1,
+                mapping_id: 1,
+                address: 9,
+                line: vec![Line { function_id: 1, ..Line::default() }],
+                is_folded: false,
+            }],
+            sample: vec![Sample {
+                location_id: vec![1],
+                value: vec![1],
+                label: vec![Label { key: 6, str: 7, ..Label::default() }],
+            }],
+            ..Profile::default()
+        }
+    }
+
+    #[test]
+    fn each_rule_is_checked() {
+        check(&good()).unwrap();
+        let rules: &[(&str, fn(&mut Profile))] = &[
+            ("empty string", |p| p.string_table[0] = "x".into()),
+            ("twice", |p| p.string_table[7] = "key".into()),
+            ("sample type", |p| p.sample_type.clear()),
+            ("period", |p| p.period = 0),
+            ("time", |p| p.duration_nanos = 0),
+            ("mapping 2 stands", |p| p.mapping[0].id = 2),
+            ("string 99", |p| p.mapping[0].filename = 99),
+            ("is empty", |p| p.mapping[0].memory_limit = 0),
+            ("no name", |p| p.function[0].name = 0),
+            ("outside its mapping", |p| p.location[0].address = 10),
+            ("names mapping 0", |p| p.location[0].mapping_id = 0),
+            ("names function 2", |p| p.location[0].line[0].function_id = 2),
+            ("names location 0", |p| p.sample[0].location_id[0] = 0),
+            ("has the values", |p| p.sample[0].value[0] = 0),
+            ("two samples are equal", |p| p.sample.push(p.sample[0].clone())),
+            ("label `key`", |p| {
+                let label = p.sample[0].label[0];
+                p.sample[0].label.push(label);
+            }),
+        ];
+        for (hint, breaks) in rules {
+            let mut profile = good();
+            breaks(&mut profile);
+            let problem = check(&profile).unwrap_err();
+            assert!(problem.contains(hint), "{hint}: {problem}");
+        }
+    }
+}

@@ -209,3 +209,115 @@ impl Merger {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::check::check;
+
+    /// A profile of stacks of functions in `/bin/NAME` with two labels.
+    fn profile(binary: &str, stacks: &[(&[&str], i64)]) -> Profile {
+        let mut strings = Strings::default();
+        let mut profile = Profile {
+            sample_type: vec![ValueType { r#type: strings.index("samples"), unit: strings.index("count") }],
+            period_type: Some(ValueType { r#type: strings.index("cpu"), unit: strings.index("nanoseconds") }),
+            period: 5,
+            time_nanos: 100,
+            duration_nanos: 10,
+            ..Profile::default()
+        };
+        let filename = strings.index(binary);
+        let build_id = strings.index(&format!("id of {binary}"));
+        profile.mapping.push(Mapping { id: 1, memory_limit: 1000, filename, build_id, ..Mapping::default() });
+        for (names, count) in stacks {
+            let mut location_id = Vec::new();
+            for name in *names {
+                let name = strings.index(name);
+                let known = profile.function.iter().find(|function| function.name == name);
+                let id = known.map_or(profile.function.len() as u64 + 1, |function| function.id);
+                if known.is_none() {
+                    profile.function.push(Function { id, name, system_name: name, ..Function::default() });
+                    let line = vec![Line { function_id: id, ..Line::default() }];
+                    let address = u64::try_from(name).unwrap();
+                    profile.location.push(Location { id, mapping_id: 1, address, line, is_folded: false });
+                }
+                location_id.push(id);
+            }
+            let (key, str) = (strings.index("thread_name"), strings.index("t"));
+            let label = vec![Label { key, str, ..Label::default() }];
+            profile.sample.push(Sample { location_id, value: vec![*count], label });
+        }
+        profile.string_table = strings.table;
+        check(&profile).unwrap();
+        profile
+    }
+
+    fn total(profile: &Profile) -> i64 {
+        profile.sample.iter().map(|sample| sample.value[0]).sum()
+    }
+
+    #[test]
+    fn a_profile_merged_with_itself_counts_twice_and_is_no_larger() {
+        let one = profile("/bin/a", &[(&["f", "main"], 3), (&["g", "main"], 4)]);
+        let merged = merge(&[one.clone(), one.clone()]).unwrap();
+        check(&merged).unwrap();
+        assert_eq!(merged.sample.len(), 2);
+        assert_eq!(total(&merged), 14);
+        assert_eq!((merged.location.len(), merged.function.len(), merged.mapping.len()), (3, 3, 1));
+        assert_eq!((merged.time_nanos, merged.duration_nanos, merged.period), (100, 10, 5));
+        assert_eq!(total(&merge(&[one]).unwrap()), 7);
+    }
+
+    #[test]
+    fn different_binaries_stay_different() {
+        let (a, b) = (profile("/bin/a", &[(&["f", "main"], 3)]), profile("/bin/b", &[(&["f", "main"], 4)]));
+        let merged = merge(&[a, b]).unwrap();
+        check(&merged).unwrap();
+        assert_eq!((merged.mapping.len(), merged.location.len(), merged.sample.len()), (2, 4, 2));
+        assert_eq!(merged.function.len(), 2, "a function is a name and a file");
+    }
+
+    #[test]
+    fn the_order_of_profiles_does_not_matter_for_the_totals() {
+        let (mut a, b) = (profile("/bin/a", &[(&["x", "f"], 1)]), profile("/bin/a", &[(&["g", "y", "f"], 2)]));
+        a.time_nanos = 50;
+        a.duration_nanos = 60;
+        let (ab, ba) = (merge(&[a.clone(), b.clone()]).unwrap(), merge(&[b, a]).unwrap());
+        check(&ab).unwrap();
+        check(&ba).unwrap();
+        assert_eq!((total(&ab), ab.time_nanos, ab.duration_nanos), (3, 50, 60));
+        assert_eq!((total(&ba), ba.time_nanos, ba.duration_nanos), (3, 50, 60));
+    }
+
+    #[test]
+    fn mappings_without_bounds_of_their_own_are_widened() {
+        let with = |start, limit| {
+            let mut profile = profile("[anonymous]", &[(&["f"], 1)]);
+            profile.mapping[0].build_id = 0;
+            profile.mapping[0].memory_start = start;
+            profile.mapping[0].memory_limit = limit;
+            profile.location[0].address = start;
+            profile
+        };
+        let merged = merge(&[with(1000, 2000), with(5000, 6000)]).unwrap();
+        check(&merged).unwrap();
+        assert_eq!(merged.mapping.len(), 1);
+        assert_eq!((merged.mapping[0].memory_start, merged.mapping[0].memory_limit), (1000, 6000));
+        assert_eq!(merged.location.len(), 2);
+    }
+
+    #[test]
+    fn broken_profiles_are_refused() {
+        let good = profile("/bin/a", &[(&["f"], 1)]);
+        let broken = |change: fn(&mut Profile)| {
+            let mut profile = good.clone();
+            change(&mut profile);
+            merge(&[profile])
+        };
+        assert!(matches!(broken(|p| p.sample[0].location_id[0] = 9), Err(MergeError::Dangling("location"))));
+        assert!(matches!(broken(|p| p.location[0].mapping_id = 9), Err(MergeError::Dangling("mapping"))));
+        assert!(matches!(broken(|p| p.location[0].line[0].function_id = 9), Err(MergeError::Dangling("function"))));
+        assert!(matches!(broken(|p| p.function[0].name = -1), Err(MergeError::Dangling("string"))));
+        assert!(matches!(decode(b"no gzip"), Err(MergeError::Unpack(_))));
+    }
+}

@@ -336,3 +336,222 @@ fn file_mapping(names: &Names, key: ExecutableKey, segment: Option<usize>, strin
     }
     mapping
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use objects::{Class, Contents, ElfType, FileId, IdKind};
+    use records::{ElfAddress, End, FileOffset};
+
+    use super::*;
+    use crate::{
+        processes::JitKey,
+        profile::{Thread, check::check, decode},
+        targets::TargetMaker,
+    };
+
+    fn facts(segments: &[(u64, u64, u64, bool)]) -> Arc<ElfFacts> {
+        let segment = |&(address, offset, size, executable)| Segment {
+            address: ElfAddress(address),
+            memory_size: size,
+            offset: FileOffset(offset),
+            file_size: size,
+            executable,
+        };
+        Arc::new(ElfFacts {
+            class: Class::Elf64,
+            little_endian: true,
+            machine: 62,
+            elf_type: ElfType::Dynamic,
+            id: FileId { kind: IdKind::Gnu, bytes: vec![0xab, 0xcd] },
+            segments: segments.iter().map(segment).collect(),
+            contents: Contents::default(),
+        })
+    }
+
+    fn lines(list: &[(&str, u32)]) -> Lines {
+        let line = |&(name, line): &(&str, u32)| {
+            let file = if line == 0 { String::new() } else { format!("{name}.c") };
+            let function = symbols::Function { name: name.into(), system_name: format!("_{name}"), file };
+            symbols::Line { function: Arc::new(function), line }
+        };
+        list.iter().map(line).collect()
+    }
+
+    const MAIN: ExecutableKey = ExecutableKey(1);
+    const LIBRARY: ExecutableKey = ExecutableKey(2);
+    const BROKEN: ExecutableKey = ExecutableKey(3);
+
+    fn names() -> Names {
+        let mut names = Names::default();
+        let mut executable = |key, path: &str, facts| {
+            names.executables.insert(key, ExecutableInfo { path: path.into(), facts, problem: None });
+        };
+        // As lld lays it out: address and offset differ, and a data segment comes first (report R55).
+        let main = facts(&[(0, 0, 0x600, false), (0x20_1680, 0x680, 0x2000, true), (0x40_0000, 0x2680, 0x100, false)]);
+        executable(MAIN, "/opt/bin/program", Some(main));
+        executable(LIBRARY, "/lib/libc.so.6", Some(facts(&[(0x2_6000, 0x2_6000, 0x10_0000, true)])));
+        executable(BROKEN, "/tmp/broken", None);
+        names.lines.insert(Frame::File(MAIN, 0x700), lines(&[("inlined", 3), ("leaf", 7)]));
+        names.lines.insert(Frame::File(LIBRARY, 0x2_6010), lines(&[("start", 0)]));
+        names.lines.insert(Frame::Kernel(0, 0x1234), lines(&[("syscall", 0)]));
+        names.lines.insert(Frame::Kernel(3, 0x1234), lines(&[("module", 0)]));
+        names.lines.insert(Frame::Anonymous(JitKey(1), 0x7f00_0000_1000), lines(&[("jit", 0)]));
+        names.remarks.push("a remark".into());
+        names
+    }
+
+    fn window(stacks: &[(&[Frame], u64)]) -> (Window, Arc<Labels>) {
+        let mut window = Window::begin(1, 100);
+        let labels = TargetMaker::new("n", []).labels("program", None);
+        for (stack, count) in stacks {
+            for _ in 0..*count {
+                window.add(&labels, stack, Some(Thread { id: 5, name: "t".into() }), End::Root as u8);
+            }
+        }
+        window.close();
+        window.duration = window.duration.max(Duration::from_nanos(1));
+        (window, labels)
+    }
+
+    fn built(stacks: &[(&[Frame], u64)]) -> Profile {
+        let (window, labels) = window(stacks);
+        let profile = build(&window, &labels, &window.targets[&labels], &names());
+        check(&profile).unwrap();
+        profile
+    }
+
+    fn string(profile: &Profile, index: i64) -> &str {
+        &profile.string_table[usize::try_from(index).unwrap()]
+    }
+
+    fn mapping<'p>(profile: &'p Profile, name: &str) -> &'p Mapping {
+        profile.mapping.iter().find(|mapping| string(profile, mapping.filename) == name).unwrap()
+    }
+
+    #[test]
+    fn addresses_are_those_of_the_file() {
+        let profile = built(&[(&[Frame::File(MAIN, 0x700), Frame::File(LIBRARY, 0x2_6010)], 2)]);
+        let main = mapping(&profile, "/opt/bin/program");
+        assert_eq!((main.id, main.memory_start, main.memory_limit, main.file_offset), (1, 0x20_1000, 0x20_4000, 0));
+        assert_eq!(string(&profile, main.build_id), "abcd");
+        assert!(main.has_functions && main.has_filenames && main.has_line_numbers && main.has_inline_frames);
+        let location = &profile.location[0];
+        assert_eq!((location.mapping_id, location.address), (1, 0x20_1700));
+        let names: Vec<_> = location
+            .line
+            .iter()
+            .map(|line| {
+                let function = &profile.function[usize::try_from(line.function_id).unwrap() - 1];
+                (string(&profile, function.name), string(&profile, function.system_name), line.line)
+            })
+            .collect();
+        assert_eq!(names, [("inlined", "_inlined", 3), ("leaf", "_leaf", 7)]);
+        assert_eq!(profile.sample[0].value, [2]);
+        let label = |index: usize| {
+            let label = &profile.sample[0].label[index];
+            (string(&profile, label.key), string(&profile, label.str))
+        };
+        assert_eq!((label(0), label(1)), (("thread_id", "5"), ("thread_name", "t")));
+        let library = mapping(&profile, "/lib/libc.so.6");
+        assert!(library.has_functions && !library.has_filenames && !library.has_line_numbers);
+    }
+
+    #[test]
+    fn the_program_comes_first_whatever_is_sampled_first() {
+        let stack = [Frame::Kernel(0, 0x1234), Frame::File(LIBRARY, 0x2_6010), Frame::File(MAIN, 0x700)];
+        let profile = built(&[(&stack, 1), (&[Frame::File(LIBRARY, 0x2_6010)], 5)]);
+        assert_eq!(string(&profile, profile.mapping[0].filename), "/opt/bin/program");
+    }
+
+    #[test]
+    fn frames_without_names_are_kept() {
+        let stack = [
+            Frame::File(MAIN, 0x1000),
+            Frame::File(MAIN, 0x100),
+            Frame::File(BROKEN, 0x5000),
+            Frame::File(ExecutableKey::UNKNOWN, u64::MAX),
+            Frame::Anonymous(JitKey(1), 0x7f00_0000_1000),
+            Frame::Anonymous(JitKey(1), u64::MAX),
+            Frame::UnknownKernel,
+            Frame::TooManyStacks,
+        ];
+        let profile = built(&[(&stack, 1)]);
+        assert_eq!(profile.sample[0].location_id.len(), stack.len());
+        let at = |index: usize| {
+            let location = &profile.location[index];
+            let mapping = &profile.mapping[usize::try_from(location.mapping_id).unwrap() - 1];
+            (string(&profile, mapping.filename), location.line.len(), location.address)
+        };
+        assert_eq!(at(0), ("/opt/bin/program", 0, 0x20_2000));
+        assert_eq!(at(1), ("/opt/bin/program", 0, 0x100), "in another segment, which is another mapping");
+        assert_eq!(at(2), ("/tmp/broken", 0, 0x5000));
+        assert_eq!(at(3).0, "[unknown]");
+        assert_eq!(at(4), ("[anonymous]", 1, 0x7f00_0000_1000));
+        assert_eq!(at(5).0, "[anonymous]");
+        assert_eq!(at(6), ("[kernel.kallsyms]", 1, 0));
+        assert_eq!(at(7), ("[bulkhead]", 1, 0));
+    }
+
+    #[test]
+    fn modules_do_not_fall_on_each_other() {
+        let profile = built(&[(&[Frame::Kernel(0, 0x1234), Frame::Kernel(3, 0x1234), Frame::Kernel(9, u64::MAX)], 1)]);
+        let addresses: Vec<_> = profile.location.iter().map(|location| location.address).collect();
+        assert_eq!(addresses, [0x1234, 0x3_0000_1234, 0x9_ffff_ffff]);
+        assert_eq!(profile.mapping.len(), 1);
+        assert_eq!(string(&profile, profile.mapping[0].filename), "[kernel.kallsyms]");
+    }
+
+    #[test]
+    fn equal_samples_are_one_and_time_is_there() {
+        let profile = built(&[(&[Frame::File(MAIN, 0x700)], 3), (&[Frame::File(MAIN, 0x700)], 4), (&[], 1)]);
+        let mut values: Vec<_> = profile.sample.iter().map(|sample| sample.value[0]).collect();
+        values.sort_unstable();
+        assert_eq!(values, [1, 7]);
+        assert_eq!(profile.period, 10_000_000);
+        let comments: Vec<_> = profile.comment.iter().map(|comment| string(&profile, *comment)).collect();
+        assert_eq!(comments, ["8 of 8 user stacks are complete to their root", "a remark"]);
+    }
+
+    #[test]
+    fn incomplete_stacks_are_explained() {
+        let mut ends = Ends::default();
+        for number in [1, 1, 1, 4, 4, 5, 99] {
+            ends.count(number);
+        }
+        assert_eq!(
+            completeness(&ends),
+            format!(
+                "3 of 6 user stacks are complete to their root; 2: {}; 1: for a reason that this release does not know",
+                End::NotClimbing.sentence()
+            )
+        );
+    }
+
+    #[test]
+    fn hostile_segments_stay_within_bounds() {
+        for segments in [
+            [(u64::MAX - 10, 0, u64::MAX, true)],
+            [(0, 0, u64::MAX, true)],
+            [(0xfff, 0, 10, true)],
+            [(5, 0x1000, 0, true)],
+        ] {
+            let mut names = names();
+            let hostile = ExecutableInfo { path: "/x".into(), facts: Some(facts(&segments)), problem: None };
+            names.executables.insert(MAIN, hostile);
+            let offsets = [0, 1, 0xfff, 0x1000, 1 << 40, u64::MAX - 1, u64::MAX];
+            let stack: Vec<_> = offsets.iter().map(|offset| Frame::File(MAIN, *offset)).collect();
+            let (window, labels) = window(&[(&stack, 1)]);
+            let profile = build(&window, &labels, &window.targets[&labels], &names);
+            check(&profile).unwrap();
+            assert_eq!(profile.sample[0].location_id.len(), offsets.len());
+        }
+    }
+
+    #[test]
+    fn the_gzipped_form_is_the_same_profile() {
+        let profile = built(&[(&[Frame::File(MAIN, 0x700)], 3)]);
+        assert_eq!(decode(&to_gzip(&profile)).unwrap(), profile);
+    }
+}
