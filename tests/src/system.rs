@@ -351,9 +351,11 @@ impl System {
         all
     }
 
-    /// [`System::collect`] for a command name.
-    pub fn collect_comm(&self, comm: &str, samples: i64) -> Profile {
-        self.collect(&format!("{{comm=\"{comm}\"}}"), samples, 60)
+    /// [`System::collect`] for a command name, from the second window on: the first has the start of the program too.
+    pub fn collect_settled(&self, comm: &str, samples: i64) -> Profile {
+        let selector = format!("{{comm=\"{comm}\"}}");
+        self.collect(&selector, 1, 60);
+        self.collect(&selector, samples, 90)
     }
 
     /// Prints both logs, for a failed test.

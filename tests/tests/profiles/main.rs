@@ -1,0 +1,56 @@
+//! What profiles say, compared with what is known of the profiled programs: one pair of halves profiles the whole
+//! machine, and every case brings programs of its own.
+
+mod files;
+mod format;
+mod jit;
+mod kernel;
+mod places;
+mod processes;
+mod truth;
+
+use std::{process::ExitCode, sync::Arc};
+
+use libtest_mimic::{Arguments, Trial};
+use tests::system::{Options, System};
+
+/// A case: its name, and what it does.
+type Case = (&'static str, fn(&System));
+
+/// More at once would leave each case's programs too little of two cores.
+const CASES_AT_ONCE: usize = 4;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(CASES_AT_ONCE);
+    let cases: Vec<Case> = [
+        truth::CASES,
+        kernel::CASES,
+        processes::CASES,
+        files::CASES,
+        places::CASES,
+        jit::CASES,
+        format::CASES,
+    ]
+    .concat();
+    if arguments.list {
+        let trials = cases.into_iter().map(|(name, _)| Trial::test(name, || Ok(()))).collect();
+        return libtest_mimic::run(&arguments, trials).exit_code();
+    }
+    let system = Arc::new(System::start(Options::default()));
+    let trials = cases
+        .into_iter()
+        .map(|(name, case)| {
+            let system = Arc::clone(&system);
+            Trial::test(name, move || {
+                case(&system);
+                Ok(())
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if conclusion.has_failed() {
+        system.print_logs();
+    }
+    conclusion.exit_code()
+}

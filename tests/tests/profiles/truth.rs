@@ -1,0 +1,118 @@
+//! Programs whose call tree and shares are known.
+
+use tests::{
+    pprof::{Profile, Stack},
+    process::Running,
+    statistics::compare,
+    system::System,
+};
+use workloads::{CallTree, Known, Program, Start, known_cpp, known_go, known_rust, program};
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("known_shares_from_the_leaf_to_main", known_shares_from_the_leaf_to_main),
+    ("known_shares_from_the_leaf_to_the_root", known_shares_from_the_leaf_to_the_root),
+    ("deep_stacks_are_whole", deep_stacks_are_whole),
+    ("cpp_has_known_shares", |system| check_known(system, known_cpp().unwrap(), 0.01)),
+    // The runtime's own threads (garbage collector, monitor) and the shuffle take a little.
+    ("go_has_known_shares", |system| check_known(system, known_go().unwrap(), 0.03)),
+    ("rust_has_known_shares", |system| check_known(system, known_rust().unwrap(), 0.01)),
+    ("inlined_functions_are_frames", inlined_functions_are_frames),
+];
+
+/// The names of the user frames. A sample in an interrupt or in a system call has kernel frames as well.
+fn user_names(stack: &Stack) -> Vec<&str> {
+    stack.user().map(|frame| frame.name.as_str()).collect()
+}
+
+/// Asserts that the stacks begin with the expected names (leaf first), in the expected shares, and that no more than
+/// `others` of the samples are anywhere else in the program.
+fn assert_truth(profile: &Profile, expected: &[(Vec<String>, f64)], others: f64) {
+    let count_of = |names: &[String]| profile.count(|stack| user_names(stack).starts_with(&refs(names)));
+    let counts: Vec<i64> = expected.iter().map(|(names, _)| count_of(names)).collect();
+    let shares: Vec<f64> = expected.iter().map(|(_, share)| *share).collect();
+    let other = profile.total() - counts.iter().sum::<i64>();
+    assert!(
+        other as f64 <= others * profile.total() as f64 + 2.0,
+        "{other} samples are in no expected stack of {expected:?}\n{}",
+        profile.dump()
+    );
+    let comparison = compare(&counts, &shares);
+    println!("{} samples, {counts:?}: {comparison:?}", profile.total());
+    assert!(comparison.agrees(), "{comparison:?}: counts {counts:?}, shares {shares:?}\n{}", profile.dump());
+}
+
+fn refs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+fn known_shares_from_the_leaf_to_main(system: &System) {
+    let tree = CallTree::standard("truth-libc", Start::Libc);
+    let path = tree.build().unwrap();
+    let _load = Running::start(&CallTree::standard("truth-load", Start::Bare).build().unwrap(), &[""; 0]);
+    let _running = Running::start(&path, &[""; 0]);
+    let profile = system.collect_settled("truth-libc", 1000);
+    assert_truth(&profile, &tree.expected(), 0.01);
+    for stack in &profile.stacks {
+        // Whatever the leaf, main is called by the C library's start code.
+        let names = user_names(stack);
+        let main = names.iter().rposition(|name| *name == "main");
+        let caller = main.and_then(|main| stack.user().nth(main + 1));
+        assert!(caller.is_some_and(|caller| caller.mapping.contains("libc")), "{}", stack.line());
+        let own = stack.user().next().expect("a leaf");
+        assert_eq!(own.mapping, path.canonicalize().unwrap().to_string_lossy(), "{}", stack.line());
+        assert!(!own.build_id.is_empty(), "{}", stack.line());
+    }
+}
+
+fn known_shares_from_the_leaf_to_the_root(system: &System) {
+    let tree = CallTree::standard("truth-bare", Start::Bare);
+    let _running = Running::start(&tree.build().unwrap(), &[""; 0]);
+    let profile = system.collect_settled("truth-bare", 1000);
+    assert_truth(&profile, &tree.expected(), 0.01);
+    let whole = profile.count(|stack| user_names(stack).ends_with(&["main", "_start"]));
+    assert_eq!(whole, profile.total(), "every stack ends at the root:\n{}", profile.dump());
+}
+
+fn deep_stacks_are_whole(system: &System) {
+    let trees = [8, 32, 77, 127, 400].map(|recursion| CallTree {
+        recursion,
+        ..CallTree::standard(&format!("deep-{recursion}"), Start::Bare)
+    });
+    let _running = trees.each_ref().map(|tree| Running::start(&tree.build().unwrap(), &[""; 0]));
+    for tree in &trees {
+        let profile = system.collect_settled(&tree.name, 200);
+        assert_truth(&profile, &tree.expected(), 0.01);
+        for stack in &profile.stacks {
+            let names = user_names(stack);
+            assert!(names.ends_with(&["main", "_start"]), "{}", stack.line());
+            let depth = names.iter().filter(|name| **name == "descend").count();
+            // Main itself, where it shuffles, is the only other place.
+            assert!(depth == tree.recursion as usize || names.len() == 2, "{depth} of {}", tree.recursion);
+        }
+    }
+}
+
+fn check_known(system: &System, (path, expected): Known, others: f64) {
+    let _running = Running::start(&path, &[""; 0]);
+    let comm = path.file_name().unwrap().to_string_lossy().into_owned();
+    let profile = system.collect_settled(&comm, 500);
+    assert_truth(&profile, &expected, others);
+}
+
+fn inlined_functions_are_frames(system: &System) {
+    let _running = Running::start(&program(Program::Inlined).unwrap(), &[""; 0]);
+    let profile = system.collect_settled("inlined", 100);
+    let whole = ["innermost", "middle", "outer", "main"];
+    let inlined = profile.count(|stack| user_names(stack).starts_with(&whole));
+    assert!(inlined as f64 >= 0.99 * profile.total() as f64, "{}", profile.dump());
+    for stack in profile.stacks.iter().filter(|stack| stack.has_run(&whole)) {
+        for frame in stack.user().take(whole.len()) {
+            assert!(frame.line > 0 && frame.file.ends_with("inlined.c"), "{frame:?}");
+        }
+        // One machine address, three functions.
+        let addresses: Vec<_> = stack.user().take(3).map(|frame| frame.address).collect();
+        assert!(addresses.windows(2).all(|pair| pair[0] == pair[1]), "{addresses:x?}");
+    }
+}
