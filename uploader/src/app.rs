@@ -64,8 +64,7 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
 }
 
 async fn serve(flags: &Flags) -> Result<(), AppError> {
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let store = match flags.local_store_directory.clone() {
         None => None,
         Some(directory) => {
@@ -78,7 +77,9 @@ async fn serve(flags: &Flags) -> Result<(), AppError> {
     let address = listener.local_addr()?;
     info!("bulkhead-uploader {} on {}", env!("CARGO_PKG_VERSION"), flags.node);
     if let HttpAddress::Every(port) = flags.http_address {
-        warn!("the page is open to every address of this machine; --http-address=127.0.0.1:{port} keeps it here");
+        warn!(
+            "the page is open to every address of this machine; --http-address=127.0.0.1:{port} keeps it here"
+        );
         info!("the page: http://127.0.0.1:{}/", address.port());
     } else {
         info!("the page: http://{address}/");
@@ -125,6 +126,9 @@ fn log_to_stderr(level: LogLevel) {
     let _ = format.try_init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!("a fault of Bulkhead's at {place}: {}", panic.payload_as_str().unwrap_or("no message"));
+        tracing::error!(
+            "a fault of Bulkhead's at {place}: {}",
+            panic.payload_as_str().unwrap_or("no message")
+        );
     }));
 }

@@ -91,7 +91,10 @@ pub async fn run(shared: Arc<Shared>, path: PathBuf, mut requests: mpsc::Receive
 
 fn is_mismatch(error: &ClientError) -> bool {
     let ClientError::Greeting { source, .. } = error else { return false };
-    matches!(source, HandshakeError::Version { .. } | HandshakeError::SameRole(_) | HandshakeError::NotBulkhead)
+    matches!(
+        source,
+        HandshakeError::Version { .. } | HandshakeError::SameRole(_) | HandshakeError::NotBulkhead
+    )
 }
 
 /// One session, from the connection to its end; the answer says why it ended.
@@ -153,7 +156,9 @@ fn connect_hint(error: &ChannelError) -> &'static str {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
             " (is bulkhead-collector running, with this --socket?)"
         }
-        std::io::ErrorKind::PermissionDenied => " (start the collector with --uploader-user set to this user)",
+        std::io::ErrorKind::PermissionDenied => {
+            " (start the collector with --uploader-user set to this user)"
+        }
         _ => "",
     }
 }
@@ -190,7 +195,11 @@ fn apply(
 }
 
 /// Sends the requests of this session; those of sessions before it are dropped: their ids mean something else now.
-async fn send(number: u64, sender: &Sender<FromUploader>, requests: &mut mpsc::Receiver<Request>) -> ChannelError {
+async fn send(
+    number: u64,
+    sender: &Sender<FromUploader>,
+    requests: &mut mpsc::Receiver<Request>,
+) -> ChannelError {
     loop {
         match requests.recv().await {
             Some((session, request)) if session == number => {

@@ -29,7 +29,7 @@ const MAX_DEVICES: usize = 1024;
 /// So many reads that gave no answer in time close a device for [`DEVICE_PAUSE`].
 const DEVICE_STRIKES: u32 = 3;
 /// How long nothing is read from a device that hangs.
-const DEVICE_PAUSE: Duration = Duration::from_secs(600);
+const DEVICE_PAUSE: Duration = Duration::from_mins(10);
 
 /// An executable by a number of the uploader's own that is not used again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -113,7 +113,11 @@ impl Executables {
     fn with_capacity(capacity: NonZeroUsize) -> Self {
         Executables {
             // Not `LruCache::new`, which makes room for all of them at once.
-            entries: { let mut entries = LruCache::unbounded(); entries.resize(capacity); entries },
+            entries: {
+                let mut entries = LruCache::unbounded();
+                entries.resize(capacity);
+                entries
+            },
             by_identity: HashMap::new(),
             by_id: HashMap::new(),
             held: VecDeque::new(),
@@ -133,7 +137,12 @@ impl Executables {
     }
 
     /// An executable of the collector's, with its file if it comes with one.
-    pub fn add(&mut self, executable: &ipc::Executable, file: Option<Arc<File>>, now: Instant) -> ExecutableKey {
+    pub fn add(
+        &mut self,
+        executable: &ipc::Executable,
+        file: Option<Arc<File>>,
+        now: Instant,
+    ) -> ExecutableKey {
         let known = match executable.kind {
             ExecutableKind::File(identity) => self.by_identity.get(&identity).copied(),
             ExecutableKind::Vdso | ExecutableKind::Unopened => self.by_id.get(&executable.id).copied(),
@@ -309,8 +318,8 @@ mod tests {
         ipc::Executable { id: ExecutableId(id), kind, path: format!("/bin/{inode}").into_bytes() }
     }
 
-    fn file() -> Option<Arc<File>> {
-        Some(Arc::new(tempfile::tempfile().unwrap()))
+    fn file() -> Arc<File> {
+        Arc::new(tempfile::tempfile().unwrap())
     }
 
     #[test]
@@ -332,7 +341,8 @@ mod tests {
     #[test]
     fn what_was_not_opened_has_no_identity() {
         let mut executables = Executables::default();
-        let unopened = |id| ipc::Executable { id: ExecutableId(id), kind: ExecutableKind::Unopened, path: vec![] };
+        let unopened =
+            |id| ipc::Executable { id: ExecutableId(id), kind: ExecutableKind::Unopened, path: vec![] };
         let a = executables.add(&unopened(1), None, Instant::now());
         let b = executables.add(&unopened(2), None, Instant::now());
         assert_ne!(a, b);
@@ -345,8 +355,8 @@ mod tests {
     fn files_are_held_for_a_time_and_in_a_number() {
         let mut executables = Executables::default();
         let start = Instant::now();
-        let first = executables.add(&executable(1, 1), file(), start);
-        let second = executables.add(&executable(2, 2), file(), start + Duration::from_secs(20));
+        let first = executables.add(&executable(1, 1), Some(file()), start);
+        let second = executables.add(&executable(2, 2), Some(file()), start + Duration::from_secs(20));
         executables.close_old(start + HOLD);
         assert!(executables.get(first).unwrap().file.is_none());
         assert!(executables.get(second).unwrap().file.is_some());
@@ -354,7 +364,7 @@ mod tests {
         assert_eq!(executables.held(), 0);
 
         for id in 0..=u32::try_from(MAX_HELD).unwrap() {
-            executables.add(&executable(10 + id, 10 + u64::from(id)), file(), start);
+            executables.add(&executable(10 + id, 10 + u64::from(id)), Some(file()), start);
         }
         assert_eq!((executables.held(), executables.closed_early), (MAX_HELD, 1));
         let oldest = executables.key(ExecutableId(10)).unwrap();
@@ -364,21 +374,21 @@ mod tests {
     #[test]
     fn a_file_that_comes_again_takes_the_place_of_the_first() {
         let mut executables = Executables::default();
-        let key = executables.add(&executable(1, 1), file(), Instant::now());
+        let key = executables.add(&executable(1, 1), Some(file()), Instant::now());
         let again = file();
-        executables.add(&executable(1, 1), again.clone(), Instant::now());
+        executables.add(&executable(1, 1), Some(Arc::clone(&again)), Instant::now());
         assert_eq!(executables.held(), 1);
-        assert!(Arc::ptr_eq(executables.get(key).unwrap().file.as_ref().unwrap(), &again.unwrap()));
+        assert!(Arc::ptr_eq(executables.get(key).unwrap().file.as_ref().unwrap(), &again));
     }
 
     #[test]
     fn the_one_unused_for_longest_is_forgotten() {
         let mut executables = Executables::with_capacity(NonZeroUsize::new(2).unwrap());
         let now = Instant::now();
-        let first = executables.add(&executable(1, 1), file(), now);
-        executables.add(&executable(2, 2), file(), now);
+        let first = executables.add(&executable(1, 1), Some(file()), now);
+        executables.add(&executable(2, 2), Some(file()), now);
         executables.get_mut(first);
-        executables.add(&executable(3, 3), file(), now);
+        executables.add(&executable(3, 3), Some(file()), now);
         assert_eq!(executables.key(ExecutableId(1)), Some(first));
         assert_eq!(executables.key(ExecutableId(2)), None);
         assert_eq!((executables.len(), executables.held()), (2, 2));

@@ -19,9 +19,7 @@ use crate::{
     processes::JitKey,
     profile::{ExecutableInfo, Frame, Names},
     state::{Job, Shared, State},
-    symbols::{
-        Answer, Function, KernelNames, Line, Lines, Question, read_facts, read_kernel_symbols,
-    },
+    symbols::{Answer, Function, KernelNames, Line, Lines, Question, read_facts, read_kernel_symbols},
     worker::{JobError, Worker},
 };
 
@@ -78,11 +76,15 @@ pub async fn run_job(shared: Arc<Shared>, job: Job) {
                     info!("read {} kernel symbols", names.len());
                     state.kernel = Arc::new(names);
                 }
-                Ok(Err(error)) => warn!("cannot read the kernel's symbols: {error}; kernel frames have no names"),
-                Err(error) => warn!("cannot read the kernel's symbols: {error}; kernel frames have no names"),
+                Ok(Err(error)) => no_kernel_symbols(&error),
+                Err(error) => no_kernel_symbols(&error),
             }
         }
     }
+}
+
+fn no_kernel_symbols(error: &dyn std::error::Error) {
+    warn!("cannot read the kernel's symbols: {error}; kernel frames have no names");
 }
 
 /// One warning for a file that should be readable and is not. What is no ELF file (a jit dump, a font) is no fault.
@@ -337,8 +339,7 @@ fn finish(shared: &Shared, used: &[ExecutableKey], pending: &Pending, names: &mu
             _ if pending.files.contains_key(key) => Some("its file could not be had".into()),
             _ => None,
         };
-        let info =
-            ExecutableInfo { path: Arc::clone(&entry.path), facts: entry.known().cloned(), problem };
+        let info = ExecutableInfo { path: Arc::clone(&entry.path), facts: entry.known().cloned(), problem };
         names.executables.insert(*key, info);
     }
     for (key, addresses) in &pending.anonymous {

@@ -12,7 +12,9 @@ pub(crate) fn format(nanos: i64, date: &str, clock: &str) -> String {
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}{date}{month:02}{date}{day:02}T{hour:02}{clock}{minute:02}{clock}{second:02}.{millis:03}Z")
+    format!(
+        "{year:04}{date}{month:02}{date}{day:02}T{hour:02}{clock}{minute:02}{clock}{second:02}.{millis:03}Z"
+    )
 }
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar. Counts from the 1st of March of

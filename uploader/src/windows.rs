@@ -6,11 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::mpsc,
-    task::spawn_blocking,
-    time::sleep_until,
-};
+use tokio::{sync::mpsc, task::spawn_blocking, time::sleep_until};
 use tracing::{debug, warn};
 
 use crate::{
@@ -53,7 +49,9 @@ async fn end(shared: &Arc<Shared>, length: Duration, finished: &mpsc::Sender<Win
             let mut state = shared.state();
             state.counts.windows_dropped += 1;
             state.counts.samples_dropped += samples;
-            warn!("window {number} is dropped, with its {samples} samples: those before it are not finished yet");
+            warn!(
+                "window {number} is dropped, with its {samples} samples: those before it are not finished yet"
+            );
         }
     }
 }

@@ -95,7 +95,8 @@ mod tests {
     #[tokio::test]
     async fn a_panic_costs_one_answer() {
         let worker = Worker::new(1);
-        let result = worker.run(Duration::from_secs(10), || panic!("a parser's fault (expected in this test)")).await;
+        let result =
+            worker.run(Duration::from_secs(10), || panic!("a parser's fault (expected in this test)")).await;
         assert_eq!(result, Err::<(), _>(JobError::Panicked));
         assert_eq!(worker.run(Duration::from_secs(10), || 1).await, Ok(1));
     }

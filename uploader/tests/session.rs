@@ -1,6 +1,8 @@
 //! The uploader's parts and a collector that the tests play: sessions, names, profiles, and what a broken or hostile
 //! collector can do.
 
+#![expect(clippy::unwrap_used, reason = "a test; clippy only knows those in #[test] functions")]
+
 mod fake;
 
 use std::{fs::File, io::Write, path::Path, process::Command, time::Duration};
@@ -9,8 +11,8 @@ use fake::{
     Bench, WINDOW, encoded, executable, kernel_symbols, own_offset, process, samples, stacks, total, welcome,
 };
 use ipc::{
-    Anonymous, ExecutableId, FromCollector, FromUploader, Hello, KernelFrame, ModuleId, NotReopened, ProcessId,
-    Role, Sample, UserFrame,
+    Anonymous, ExecutableId, FromCollector, FromUploader, Hello, KernelFrame, ModuleId, NotReopened,
+    ProcessId, Role, Sample, UserFrame,
 };
 use records::{End, FileOffset, ProcessAddress};
 use tokio::time::sleep;
@@ -214,7 +216,9 @@ async fn files_are_asked_for_and_what_cannot_be_had_stays_unnamed() {
             let request = session.request().await;
             match request {
                 FromUploader::Reopen(ExecutableId(5)) => {
-                    session.send_with(&executable(5, 50, &own_path()), &File::open(own_path()).unwrap()).await;
+                    session
+                        .send_with(&executable(5, 50, &own_path()), &File::open(own_path()).unwrap())
+                        .await;
                 }
                 FromUploader::Reopen(id) => {
                     session.send(&FromCollector::NotReopened(NotReopened::Executable(id))).await;

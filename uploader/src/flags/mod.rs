@@ -61,7 +61,7 @@ pub struct Flags {
     #[arg(long, default_value = "10s", value_name = "DURATION")]
     pub profiling_duration: ProfilingDuration,
 
-    /// Whether samples carry the labels thread_id and thread_name
+    /// Whether samples say of which thread they are
     #[arg(
         long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true,
         action = ArgAction::Set, value_name = "BOOL"

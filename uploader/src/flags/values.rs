@@ -5,7 +5,7 @@ use std::{str::FromStr, time::Duration};
 use thiserror::Error;
 
 /// Shortest and longest window. Shorter ones would cost more than they show; longer ones would hold too much.
-const WINDOWS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+const WINDOWS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
 
 /// What is wrong with a value.
 #[derive(Debug, Error, PartialEq, Eq)]

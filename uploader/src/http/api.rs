@@ -79,7 +79,8 @@ pub async fn find(
 /// Waits for the next window in which a target matches.
 async fn next(context: &Context, selector: &Selector, query: &str) -> Result<Vec<Finished>, Refusal> {
     let Ok(_slot) = context.waiting.try_acquire() else {
-        let message = "too many queries are waiting for a window already; try again later, or use &window=last";
+        let message =
+            "too many queries are waiting for a window already; try again later, or use &window=last";
         return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, message.into()));
     };
     let mut watch = context.shared.profiles.watch();
@@ -110,7 +111,9 @@ async fn next(context: &Context, selector: &Selector, query: &str) -> Result<Vec
 fn last(context: &Context, selector: &Selector, query: &str) -> Result<Vec<Finished>, Refusal> {
     let found = newest(context, selector, 0);
     if found.is_empty() {
-        let message = format!("no finished window has a target that matches {query}; /api/targets lists what there is.");
+        let message = format!(
+            "no finished window has a target that matches {query}; /api/targets lists what there is."
+        );
         return Err(Refusal(StatusCode::NOT_FOUND, message));
     }
     Ok(found)
@@ -142,7 +145,9 @@ async fn merged(found: Vec<Finished>) -> Result<Vec<u8>, Refusal> {
     match merged.await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) => Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
-        Err(_) => Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, "merging failed: a fault of Bulkhead's".into())),
+        Err(_) => {
+            Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, "merging failed: a fault of Bulkhead's".into()))
+        }
     }
 }
 
@@ -201,7 +206,8 @@ pub async fn readyz(State(context): State<Context>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: no collector is connected\n").into_response();
     }
     if *context.shared.profiles.watch().borrow() == 0 {
-        return (StatusCode::SERVICE_UNAVAILABLE, "not ready: the first window is not finished\n").into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready: the first window is not finished\n")
+            .into_response();
     }
     "ok\n".into_response()
 }

@@ -58,7 +58,10 @@ impl Hosts {
             return Some(authority.to_string());
         }
         let hosts = headers.get_all(header::HOST).iter();
-        hosts.map(|host| String::from_utf8_lossy(host.as_bytes())).find(|host| !self.allows(host)).map(Into::into)
+        hosts
+            .map(|host| String::from_utf8_lossy(host.as_bytes()))
+            .find(|host| !self.allows(host))
+            .map(Into::into)
     }
 }
 
@@ -87,7 +90,10 @@ pub(super) async fn protect(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        ),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),

@@ -19,7 +19,7 @@ use super::Context;
 use crate::{state::Shared, worker::Worker};
 
 /// `/metrics`.
-pub async fn metrics(State(context): State<Context>) -> Response {
+pub(super) async fn metrics(State(context): State<Context>) -> Response {
     let mut registry = Registry::with_prefix("bulkhead");
     registry.register_collector(Box::new(Scrape(std::sync::Arc::clone(&context.shared))));
     let mut body = String::with_capacity(16 * 1024);
@@ -28,7 +28,9 @@ pub async fn metrics(State(context): State<Context>) -> Response {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], body).into_response()
         }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode: {error}\n")).into_response(),
+        Err(error) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode: {error}\n")).into_response()
+        }
     }
 }
 
@@ -104,8 +106,16 @@ fn collector(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
         (state.collector.total(), state.is_connected())
     };
     encoder.gauge("collector_connected", "Whether a collector is connected", usize::from(connected))?;
-    encoder.counter("collector_samples", "Samples that the collector's BPF program recorded", counters.samples)?;
-    encoder.counter("collector_idle", "Samples of the idle task, of which no record is made", counters.idle)?;
+    encoder.counter(
+        "collector_samples",
+        "Samples that the collector's BPF program recorded",
+        counters.samples,
+    )?;
+    encoder.counter(
+        "collector_idle",
+        "Samples of the idle task, of which no record is made",
+        counters.idle,
+    )?;
     let count = |list: &[u64], number: u8| list.get(usize::from(number)).copied().unwrap_or(0);
     let ends = End::ALL.iter().map(|end| (end.label(), count(&counters.ends, *end as u8)));
     encoder.counters("unwinds", "How the unwinds of user stacks ended", "end", ends)?;
@@ -115,7 +125,11 @@ fn collector(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
     encoder.counter("collector_kernel_events", help, counters.kernel_events)?;
     let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     encoder.gauge("collector_processes", "Processes that the collector knows", count(counters.processes))?;
-    encoder.gauge("collector_executables", "Executables that the collector knows", count(counters.executables))
+    encoder.gauge(
+        "collector_executables",
+        "Executables that the collector knows",
+        count(counters.executables),
+    )
 }
 
 /// What the uploader counts.
@@ -155,9 +169,17 @@ fn own(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
         ("timed_out", counts.executables_timed_out),
         ("unavailable", counts.executables_unavailable),
     ];
-    encoder.counters("executables", "Executables by what came of reading their names", "outcome", outcomes)?;
-    let requests =
-        [("sent", counts.requests), ("held_back", counts.requests_refused), ("not_fulfilled", counts.not_reopened)];
+    encoder.counters(
+        "executables",
+        "Executables by what came of reading their names",
+        "outcome",
+        outcomes,
+    )?;
+    let requests = [
+        ("sent", counts.requests),
+        ("held_back", counts.requests_refused),
+        ("not_fulfilled", counts.not_reopened),
+    ];
     encoder.counters("requests", "Requests to the collector for files", "outcome", requests)?;
     let stored = [("written", counts.stored), ("failed", counts.store_failures)];
     encoder.counters("local_store_profiles", "Profiles for the local folder", "outcome", stored)
@@ -181,8 +203,11 @@ fn sizes(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
             ("window_stacks", state.window().stacks.len()),
             ("stuck_threads", Worker::stuck()),
         ];
-        let bytes =
-            [("names", state.names.bytes()), ("symbol_tables", state.tables.bytes()), ("profiles", profile_bytes)];
+        let bytes = [
+            ("names", state.names.bytes()),
+            ("symbol_tables", state.tables.bytes()),
+            ("profiles", profile_bytes),
+        ];
         (entries, bytes)
     };
     encoder.gauges("entries", "What the uploader holds, in entries", "of", entries)?;

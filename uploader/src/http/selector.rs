@@ -17,7 +17,9 @@ const MAX_REGEX: usize = 1 << 20;
 
 /// What is wrong with a selector, and where.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("the selector does not parse: {problem}, at byte {position}; write {{label=\"value\", other=~\"re.*\"}}")]
+#[error(
+    "the selector does not parse: {problem}, at byte {position}; write {{label=\"value\", other=~\"re.*\"}}"
+)]
 pub struct SelectorError {
     problem: String,
     position: usize,

@@ -31,7 +31,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest head of a request, in bytes.
 const MAX_HEAD: usize = 32 * 1024;
 /// A connection is closed after this and two windows, whatever it does: clients connect again.
-const CONNECTION_LIFE: Duration = Duration::from_secs(120);
+const CONNECTION_LIFE: Duration = Duration::from_mins(2);
 
 /// Why the page cannot be served.
 #[derive(Debug, Error)]

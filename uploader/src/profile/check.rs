@@ -46,7 +46,9 @@ pub fn check(profile: &Profile) -> Result<(), String> {
         if !(mapping.memory_start..mapping.memory_limit).contains(&location.address) {
             return Err(format!("{what}: address {:#x} lies outside its mapping", location.address));
         }
-        if let Some(line) = location.line.iter().find(|line| element(&profile.function, line.function_id).is_none()) {
+        if let Some(line) =
+            location.line.iter().find(|line| element(&profile.function, line.function_id).is_none())
+        {
             return Err(format!("{what} names function {}", line.function_id));
         }
     }
@@ -144,8 +146,9 @@ mod tests {
 
     #[test]
     fn each_rule_is_checked() {
+        type Breaks = fn(&mut Profile);
         check(&good()).unwrap();
-        let rules: &[(&str, fn(&mut Profile))] = &[
+        let rules: &[(&str, Breaks)] = &[
             ("empty string", |p| p.string_table[0] = "x".into()),
             ("twice", |p| p.string_table[7] = "key".into()),
             ("sample type", |p| p.sample_type.clear()),

@@ -16,7 +16,7 @@ const MAX_TARGETS: usize = 4096;
 /// Most bytes of profiles that are kept; the oldest go first, and say so.
 const MAX_BYTES: usize = 12 << 20;
 /// A target is remembered for this long after its last window, or for ten windows if that is longer.
-const KEEP: Duration = Duration::from_secs(600);
+const KEEP: Duration = Duration::from_mins(10);
 
 /// A finished profile.
 #[derive(Clone, Debug)]
@@ -108,8 +108,11 @@ impl Inner {
         if self.targets.len() <= MAX_TARGETS && self.bytes <= MAX_BYTES {
             return;
         }
-        let mut by_age: Vec<_> =
-            self.targets.iter().map(|(labels, (finished, _))| (finished.window, Arc::clone(labels))).collect();
+        let mut by_age: Vec<_> = self
+            .targets
+            .iter()
+            .map(|(labels, (finished, _))| (finished.window, Arc::clone(labels)))
+            .collect();
         by_age.sort();
         for (_, labels) in by_age {
             if self.targets.len() > MAX_TARGETS {
@@ -120,7 +123,8 @@ impl Inner {
                     && let Some(pprof) = finished.pprof.take()
                 {
                     self.bytes -= pprof.len();
-                    finished.problem = Some("no room to keep this profile: it was too long ago or too large".into());
+                    finished.problem =
+                        Some("no room to keep this profile: it was too long ago or too large".into());
                 }
             } else {
                 break;

@@ -41,7 +41,7 @@ pub fn merge(profiles: &[Profile]) -> Result<Profile, MergeError> {
     for profile in profiles {
         merger.add(profile)?;
     }
-    let mut merged = merger.merged;
+    let mut whole = merger.merged;
     let mut samples: Vec<_> = merger
         .samples
         .into_iter()
@@ -59,9 +59,9 @@ pub fn merge(profiles: &[Profile]) -> Result<Profile, MergeError> {
         let labels = sample.label.iter().map(|label| (label.key, label.str, label.num)).collect::<Vec<_>>();
         (sample.location_id.clone(), labels)
     });
-    merged.sample = samples;
-    merged.string_table = merger.strings.table;
-    Ok(merged)
+    whole.sample = samples;
+    whole.string_table = merger.strings.table;
+    Ok(whole)
 }
 
 /// A label: key, string, number, unit.
@@ -69,13 +69,16 @@ type LabelKey = (i64, i64, i64, i64);
 /// A mapping without its id, as numbers: bounds, offset, name, build id.
 type MappingKey = (u64, u64, u64, i64, i64);
 
+/// A location without its id: mapping, address, and its lines (function, line, column).
+type LocationKey = (u64, u64, Vec<(u64, i64, i64)>);
+
 #[derive(Default)]
 struct Merger {
     merged: Profile,
     strings: Strings,
     mappings: HashMap<MappingKey, u64>,
     functions: HashMap<(i64, i64, i64, i64), u64>,
-    locations: HashMap<(u64, u64, Vec<(u64, i64, i64)>), u64>,
+    locations: HashMap<LocationKey, u64>,
     samples: HashMap<(Vec<u64>, Vec<LabelKey>), Vec<i64>>,
 }
 
@@ -134,15 +137,18 @@ impl Merger {
     fn mapping(&mut self, mapping: &Mapping, filename: i64, build_id: i64) -> u64 {
         // The bounds of the kernel and of anonymous code are those of the addresses that were seen: they are widened.
         let widens = build_id == 0;
-        let bounds = if widens { (0, 0, 0) } else {
+        let bounds = if widens {
+            (0, 0, 0)
+        } else {
             (mapping.memory_start, mapping.memory_limit, mapping.file_offset)
         };
         let merged = &mut self.merged.mapping;
-        let id = *self.mappings.entry((bounds.0, bounds.1, bounds.2, filename, build_id)).or_insert_with(|| {
-            let id = merged.len() as u64 + 1;
-            merged.push(Mapping { id, filename, build_id, ..*mapping });
-            id
-        });
+        let id =
+            *self.mappings.entry((bounds.0, bounds.1, bounds.2, filename, build_id)).or_insert_with(|| {
+                let id = merged.len() as u64 + 1;
+                merged.push(Mapping { id, filename, build_id, ..*mapping });
+                id
+            });
         let merged = &mut merged[usize::try_from(id - 1).unwrap_or_default()];
         if widens {
             merged.memory_start = merged.memory_start.min(mapping.memory_start);
@@ -182,7 +188,8 @@ impl Merger {
         let merged = &mut self.merged.location;
         Ok(*self.locations.entry((mapping_id, location.address, lines.clone())).or_insert_with(|| {
             let id = merged.len() as u64 + 1;
-            let line = lines.into_iter().map(|(function_id, line, column)| Line { function_id, line, column });
+            let line =
+                lines.into_iter().map(|(function_id, line, column)| Line { function_id, line, column });
             let line = line.collect();
             merged.push(Location { id, mapping_id, line, ..*location });
             id
@@ -279,7 +286,8 @@ mod tests {
 
     #[test]
     fn the_order_of_profiles_does_not_matter_for_the_totals() {
-        let (mut a, b) = (profile("/bin/a", &[(&["x", "f"], 1)]), profile("/bin/a", &[(&["g", "y", "f"], 2)]));
+        let (mut a, b) =
+            (profile("/bin/a", &[(&["x", "f"], 1)]), profile("/bin/a", &[(&["g", "y", "f"], 2)]));
         a.time_nanos = 50;
         a.duration_nanos = 60;
         let (ab, ba) = (merge(&[a.clone(), b.clone()]).unwrap(), merge(&[b, a]).unwrap());
@@ -316,7 +324,10 @@ mod tests {
         };
         assert!(matches!(broken(|p| p.sample[0].location_id[0] = 9), Err(MergeError::Dangling("location"))));
         assert!(matches!(broken(|p| p.location[0].mapping_id = 9), Err(MergeError::Dangling("mapping"))));
-        assert!(matches!(broken(|p| p.location[0].line[0].function_id = 9), Err(MergeError::Dangling("function"))));
+        assert!(matches!(
+            broken(|p| p.location[0].line[0].function_id = 9),
+            Err(MergeError::Dangling("function"))
+        ));
         assert!(matches!(broken(|p| p.function[0].name = -1), Err(MergeError::Dangling("string"))));
         assert!(matches!(decode(b"no gzip"), Err(MergeError::Unpack(_))));
     }

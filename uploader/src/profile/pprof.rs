@@ -7,7 +7,7 @@
 //! - An address is the one that was looked up: of a return address, the byte before (see
 //!   [`Frame`](super::Frame)).
 
-use std::{collections::HashMap, io::Write, sync::Arc};
+use std::{collections::HashMap, fmt::Write, io::Write as _, sync::Arc};
 
 use flate2::{Compression, write::GzEncoder};
 use objects::{ElfFacts, Segment};
@@ -99,10 +99,11 @@ fn completeness(ends: &Ends) -> String {
     let mut others: Vec<_> = ends.iter().filter(|(end, _)| !end.is_complete()).collect();
     others.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     for (end, count) in others {
-        text += &format!("; {count}: {}", end.sentence());
+        // Writing to a string cannot fail.
+        let _ = write!(text, "; {count}: {}", end.sentence());
     }
     if ends.unknown > 0 {
-        text += &format!("; {}: for a reason that this release does not know", ends.unknown);
+        let _ = write!(text, "; {}: for a reason that this release does not know", ends.unknown);
     }
     text
 }
@@ -208,7 +209,10 @@ impl<'a> Builder<'a> {
                 match facts.and_then(|facts| segment_of(facts, offset)) {
                     Some((index, segment)) => {
                         let delta = offset - segment.offset.0;
-                        (Place::File(key, Some(index)), segment.address.0.saturating_add(delta).min(u64::MAX - PAGE))
+                        (
+                            Place::File(key, Some(index)),
+                            segment.address.0.saturating_add(delta).min(u64::MAX - PAGE),
+                        )
                     }
                     None => (Place::File(key, None), offset.min(u64::MAX - PAGE)),
                 }
@@ -221,7 +225,9 @@ impl<'a> Builder<'a> {
         let index = *self.mappings.entry(place).or_insert_with(|| {
             let strings = &mut self.strings;
             let mut mapping = match place {
-                Place::Kernel => Mapping { filename: strings.index("[kernel.kallsyms]"), ..Mapping::default() },
+                Place::Kernel => {
+                    Mapping { filename: strings.index("[kernel.kallsyms]"), ..Mapping::default() }
+                }
                 Place::Anonymous => Mapping {
                     filename: strings.index("[anonymous]"),
                     memory_start: address / PAGE * PAGE,
@@ -389,7 +395,11 @@ mod tests {
             names.executables.insert(key, ExecutableInfo { path: path.into(), facts, problem: None });
         };
         // As lld lays it out: address and offset differ, and a data segment comes first (report R55).
-        let main = facts(&[(0, 0, 0x600, false), (0x20_1680, 0x680, 0x2000, true), (0x40_0000, 0x2680, 0x100, false)]);
+        let main = facts(&[
+            (0, 0, 0x600, false),
+            (0x20_1680, 0x680, 0x2000, true),
+            (0x40_0000, 0x2680, 0x100, false),
+        ]);
         executable(MAIN, "/opt/bin/program", Some(main));
         executable(LIBRARY, "/lib/libc.so.6", Some(facts(&[(0x2_6000, 0x2_6000, 0x10_0000, true)])));
         executable(BROKEN, "/tmp/broken", None);
@@ -434,7 +444,10 @@ mod tests {
     fn addresses_are_those_of_the_file() {
         let profile = built(&[(&[Frame::File(MAIN, 0x700), Frame::File(LIBRARY, 0x2_6010)], 2)]);
         let main = mapping(&profile, "/opt/bin/program");
-        assert_eq!((main.id, main.memory_start, main.memory_limit, main.file_offset), (1, 0x20_1000, 0x20_4000, 0));
+        assert_eq!(
+            (main.id, main.memory_start, main.memory_limit, main.file_offset),
+            (1, 0x20_1000, 0x20_4000, 0)
+        );
         assert_eq!(string(&profile, main.build_id), "abcd");
         assert!(main.has_functions && main.has_filenames && main.has_line_numbers && main.has_inline_frames);
         let location = &profile.location[0];
@@ -496,7 +509,8 @@ mod tests {
 
     #[test]
     fn modules_do_not_fall_on_each_other() {
-        let profile = built(&[(&[Frame::Kernel(0, 0x1234), Frame::Kernel(3, 0x1234), Frame::Kernel(9, u64::MAX)], 1)]);
+        let profile =
+            built(&[(&[Frame::Kernel(0, 0x1234), Frame::Kernel(3, 0x1234), Frame::Kernel(9, u64::MAX)], 1)]);
         let addresses: Vec<_> = profile.location.iter().map(|location| location.address).collect();
         assert_eq!(addresses, [0x1234, 0x3_0000_1234, 0x9_ffff_ffff]);
         assert_eq!(profile.mapping.len(), 1);

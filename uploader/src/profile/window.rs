@@ -84,7 +84,8 @@ impl Ends {
     pub fn complete(&self) -> (u64, u64) {
         let user = |(end, _): &(End, u64)| *end != End::NoUserSpace;
         let total: u64 = self.iter().filter(user).map(|(_, count)| count).sum();
-        let complete = self.iter().filter(user).filter(|(end, _)| end.is_complete()).map(|(_, count)| count).sum();
+        let complete =
+            self.iter().filter(user).filter(|(end, _)| end.is_complete()).map(|(_, count)| count).sum();
         (total + self.unknown, complete)
     }
 }
@@ -260,7 +261,7 @@ mod tests {
         assert!(window.duration >= Duration::from_millis(5));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
         let age = now - u128::try_from(window.time_nanos).unwrap();
-        assert!(age >= 5_000_000 && age < 60_000_000_000, "{age}");
+        assert!((5_000_000..60_000_000_000).contains(&age), "{age}");
     }
 
     #[test]

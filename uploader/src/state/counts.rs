@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn sums_go_on_over_restarts() {
-        let counters = |samples, losses: &[u64]| Counters { samples, losses: losses.to_vec(), ..Counters::default() };
+        let counters =
+            |samples, losses: &[u64]| Counters { samples, losses: losses.to_vec(), ..Counters::default() };
         let mut total = CollectorCounters::default();
         total.update(counters(10, &[0, 1]));
         total.update(counters(20, &[0, 2]));

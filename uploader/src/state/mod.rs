@@ -87,7 +87,11 @@ pub struct Shared {
 
 impl Shared {
     /// The state with no collector yet, and the requests that it will make.
-    pub fn new(maker: TargetMaker, thread_labels: bool, window: Duration) -> (Arc<Self>, mpsc::Receiver<Request>) {
+    pub fn new(
+        maker: TargetMaker,
+        thread_labels: bool,
+        window: Duration,
+    ) -> (Arc<Self>, mpsc::Receiver<Request>) {
         let (sender, receiver) = mpsc::channel(MAX_REQUESTS);
         let shared = Shared {
             state: Mutex::new(State::new(maker, thread_labels, sender)),
@@ -249,7 +253,12 @@ impl State {
         self.welcome = Some(welcome);
     }
 
-    fn executable(&mut self, executable: &ipc::Executable, file: Option<Arc<File>>, now: Instant) -> Option<Job> {
+    fn executable(
+        &mut self,
+        executable: &ipc::Executable,
+        file: Option<Arc<File>>,
+        now: Instant,
+    ) -> Option<Job> {
         self.awaited.remove(&Awaited::Executable(executable.id));
         let key = self.executables.add(executable, file.clone(), now);
         let closed = self.executables.is_closed(executable.kind, now);

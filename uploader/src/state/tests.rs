@@ -78,7 +78,10 @@ fn return_addresses_are_looked_up_at_the_byte_before() {
     let (shared, _requests) = shared();
     let mut state = shared.state();
     begin(&mut state);
-    apply(&mut state, FromCollector::KernelSymbols(KernelSymbols { modules: vec![String::new(), "m".into()] }));
+    apply(
+        &mut state,
+        FromCollector::KernelSymbols(KernelSymbols { modules: vec![String::new(), "m".into()] }),
+    );
     apply(&mut state, process(1));
     apply(&mut state, executable(5, 50));
     let kernel = vec![
@@ -117,8 +120,12 @@ fn samples_find_their_targets() {
     apply(&mut state, sample(2, vec![], vec![]));
     apply(&mut state, FromCollector::Exit(ProcessId(1)));
     apply(&mut state, sample(1, vec![], vec![]));
-    let mut targets: Vec<_> =
-        state.window().targets.iter().map(|(labels, samples)| (labels.to_string(), samples.total())).collect();
+    let mut targets: Vec<_> = state
+        .window()
+        .targets
+        .iter()
+        .map(|(labels, samples)| (labels.to_string(), samples.total()))
+        .collect();
     targets.sort();
     let expected = [
         (r#"{comm="t", node="n"}"#.to_owned(), 2),

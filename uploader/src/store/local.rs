@@ -24,7 +24,9 @@ const UNFINISHED: &str = ".tmp";
 
 /// What went wrong, on which path.
 #[derive(Debug, Error)]
-#[error("cannot {action} {path} (--local-store-directory): {source}; is it a folder that this user may write to, with room in it?")]
+#[error(
+    "cannot {action} {path} (--local-store-directory): {source}; is it a folder that this user may write to, with room in it?"
+)]
 pub struct StoreError {
     action: &'static str,
     path: PathBuf,
@@ -101,7 +103,11 @@ impl LocalStore {
             if used <= goal {
                 break;
             }
-            fs::remove_file(&path).map_err(|source| StoreError { action: "remove", path: path.clone(), source })?;
+            fs::remove_file(&path).map_err(|source| StoreError {
+                action: "remove",
+                path: path.clone(),
+                source,
+            })?;
             used -= size;
             // Succeeds for the last file of a folder alone.
             if let Some(folder) = path.parent() {
@@ -211,7 +217,8 @@ mod tests {
     fn names_of_targets_cannot_leave_the_folder() {
         let directory = tempfile::tempdir().unwrap();
         let store = LocalStore::open(directory.path(), 1 << 20).unwrap();
-        let hostile = ["../../x", "..", ".", "/etc/passwd", "a\nb", "a/b", "a_b", "", "\u{202e}x", &"long".repeat(100)];
+        let hostile =
+            ["../../x", "..", ".", "/etc/passwd", "a\nb", "a/b", "a_b", "", "\u{202e}x", &"long".repeat(100)];
         for comm in hostile {
             store.write(&labels(comm), SECOND, b"x").unwrap();
         }
@@ -240,15 +247,19 @@ mod tests {
         let left = files(directory.path());
         assert!(left.len() >= 6, "{left:?}");
         assert!(left.last().unwrap().to_str().unwrap().contains("19700101T000029"));
-        assert!(!fs::read_dir(directory.path()).unwrap().any(|folder| {
-            folder.unwrap().file_name().to_str().unwrap().starts_with("first")
-        }), "an empty folder goes too");
+        assert!(
+            !fs::read_dir(directory.path())
+                .unwrap()
+                .any(|folder| { folder.unwrap().file_name().to_str().unwrap().starts_with("first") }),
+            "an empty folder goes too"
+        );
 
         fs::write(left[0].with_extension("gz.tmp"), "left over").unwrap();
         fs::write(directory.path().join("README"), "not ours").unwrap();
         let store = LocalStore::open(directory.path(), 2 * (1000 + FILE_COST)).unwrap();
         store.write(&labels("x"), 31 * SECOND, &[0; 1000]).unwrap();
-        let names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(names.iter().any(|name| name == "README"));
         fs::remove_file(directory.path().join("README")).unwrap();
         assert!(files(directory.path()).len() <= 2);

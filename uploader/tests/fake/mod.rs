@@ -35,20 +35,19 @@ use uploader::{
 };
 
 /// Length of a window in these tests.
-pub const WINDOW: Duration = Duration::from_millis(400);
+pub(crate) const WINDOW: Duration = Duration::from_millis(400);
 /// Nothing in these tests takes this long, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The uploader's parts, running, and the socket that they look for a collector at.
-pub struct Bench {
-    pub shared: Arc<Shared>,
+pub(crate) struct Bench {
     folder: TempDir,
     listener: UnixSeqpacketListener,
     port: u16,
 }
 
 impl Bench {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("collector.sock");
         let listener = UnixSeqpacketListener::bind(&socket).unwrap();
@@ -60,21 +59,21 @@ impl Bench {
         let router = http::router(Arc::clone(&shared), WINDOW, Hosts::new([]));
         tokio::spawn(server::serve(page, router, WINDOW));
         tokio::spawn(windows::run(Arc::clone(&shared), WINDOW, Some(store)));
-        tokio::spawn(collector_client::run(Arc::clone(&shared), socket, requests));
-        Bench { shared, folder, listener, port }
+        tokio::spawn(collector_client::run(shared, socket, requests));
+        Bench { folder, listener, port }
     }
 
-    pub fn store(&self) -> PathBuf {
+    pub(crate) fn store(&self) -> PathBuf {
         self.folder.path().join("store")
     }
 
     /// The uploader's next connection, before a word was said.
-    pub async fn accept(&mut self) -> CollectorEnd {
+    pub(crate) async fn accept(&mut self) -> CollectorEnd {
         Channel::new(timeout(PATIENCE, self.listener.accept()).await.unwrap().unwrap())
     }
 
     /// A session: greeted and welcomed.
-    pub async fn session(&mut self, epoch: u64) -> Session {
+    pub(crate) async fn session(&mut self, epoch: u64) -> Session {
         let mut channel = self.accept().await;
         greet_uploader(&mut channel).await.unwrap();
         let (sender, receiver) = channel.split();
@@ -83,11 +82,11 @@ impl Bench {
         session
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).await
     }
 
-    pub async fn ask(&self, request: &str) -> Answer {
+    pub(crate) async fn ask(&self, request: &str) -> Answer {
         let talk = async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
             stream.write_all(request.as_bytes()).await.unwrap();
@@ -97,27 +96,28 @@ impl Bench {
             bytes
         };
         let bytes = timeout(PATIENCE, talk).await.unwrap();
-        let head = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(bytes.len(), |end| end + 4);
+        let head =
+            bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(bytes.len(), |end| end + 4);
         let text = String::from_utf8_lossy(&bytes[..head]).to_ascii_lowercase();
         let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
         Answer { status, head: text, body: bytes[head..].to_vec() }
     }
 
     /// The profile that `/query` answers; the selector's special characters are encoded here.
-    pub async fn profile(&self, selector: &str, rest: &str) -> Result<Profile, Answer> {
+    pub(crate) async fn profile(&self, selector: &str, rest: &str) -> Result<Profile, Answer> {
         let answer = self.get(&format!("/query?query={}{rest}", encoded(selector))).await;
         if answer.status == 200 { Ok(decode(&answer.body).unwrap()) } else { Err(answer) }
     }
 
     /// The value of a line of `/metrics`.
-    pub async fn metric(&self, line: &str) -> u64 {
+    pub(crate) async fn metric(&self, line: &str) -> u64 {
         let text = self.get("/metrics").await.text();
         let value = text.lines().find_map(|candidate| candidate.strip_prefix(line)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no {line} in:\n{text}")).parse().unwrap()
     }
 
     /// Waits until something holds.
-    pub async fn until(&self, what: &str, holds: impl AsyncFn() -> bool) {
+    pub(crate) async fn until(&self, what: &str, holds: impl AsyncFn() -> bool) {
         let wait = async {
             while !holds().await {
                 sleep(Duration::from_millis(20)).await;
@@ -127,54 +127,54 @@ impl Bench {
     }
 }
 
-pub fn encoded(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02x}")).collect()
+pub(crate) fn encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |encoded, byte| format!("{encoded}%{byte:02x}"))
 }
 
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.clone()).unwrap()
     }
 }
 
 /// A connection from the collector's side.
-pub struct Session {
+pub(crate) struct Session {
     sender: Sender<FromCollector>,
     receiver: Receiver<FromUploader>,
 }
 
 impl Session {
-    pub async fn send(&self, message: &FromCollector) {
+    pub(crate) async fn send(&self, message: &FromCollector) {
         self.sender.send(message, None).await.unwrap();
     }
 
-    pub async fn send_with(&self, message: &FromCollector, file: &File) {
+    pub(crate) async fn send_with(&self, message: &FromCollector, file: &File) {
         self.sender.send(message, Some(file.as_fd())).await.unwrap();
     }
 
-    pub async fn send_bytes(&self, bytes: &[u8]) -> Result<(), ChannelError> {
+    pub(crate) async fn send_bytes(&self, bytes: &[u8]) -> Result<(), ChannelError> {
         self.sender.send_packet(bytes, None).await
     }
 
-    pub async fn request(&mut self) -> FromUploader {
+    pub(crate) async fn request(&mut self) -> FromUploader {
         timeout(PATIENCE, self.receiver.receive()).await.unwrap().unwrap().0
     }
 
     /// Waits for the uploader to hang up.
-    pub async fn hung_up(mut self) {
+    pub(crate) async fn hung_up(mut self) {
         let wait = async { while self.receiver.receive().await.is_ok() {} };
         timeout(PATIENCE, wait).await.unwrap();
     }
 }
 
-pub fn welcome(epoch: u64) -> FromCollector {
+pub(crate) fn welcome(epoch: u64) -> FromCollector {
     FromCollector::Welcome(Welcome {
         epoch,
         sampling_frequency: 100,
@@ -184,12 +184,12 @@ pub fn welcome(epoch: u64) -> FromCollector {
     })
 }
 
-pub fn process(id: u32, comm: &str) -> FromCollector {
+pub(crate) fn process(id: u32, comm: &str) -> FromCollector {
     let comm = comm.as_bytes().to_vec();
     FromCollector::Process(Process { id: ProcessId(id), pid: 1000 + id, start_time: 1, comm, cgroup: None })
 }
 
-pub fn executable(id: u32, inode: u64, path: &Path) -> FromCollector {
+pub(crate) fn executable(id: u32, inode: u64, path: &Path) -> FromCollector {
     let identity = Identity { device: 9, inode, ctime: 1, ctime_nanos: 2, size: 3 };
     FromCollector::Executable(ipc::Executable {
         id: ExecutableId(id),
@@ -198,7 +198,7 @@ pub fn executable(id: u32, inode: u64, path: &Path) -> FromCollector {
     })
 }
 
-pub fn samples(process: u32, count: usize, user: &[UserFrame]) -> FromCollector {
+pub(crate) fn samples(process: u32, count: usize, user: &[UserFrame]) -> FromCollector {
     let sample = Sample {
         timestamp: 1,
         process: ProcessId(process),
@@ -213,14 +213,14 @@ pub fn samples(process: u32, count: usize, user: &[UserFrame]) -> FromCollector 
 }
 
 /// The kernel's symbols, and the file that goes with them.
-pub fn kernel_symbols() -> (FromCollector, File) {
+pub(crate) fn kernel_symbols() -> (FromCollector, File) {
     let mut file = tempfile::tempfile().unwrap();
     write!(file, "0 0 _text\n0 1000 do_syscall_64\n0 2000 vfs_read\n1 0 ext4_file_read_iter\n").unwrap();
     (FromCollector::KernelSymbols(KernelSymbols { modules: vec![String::new(), "ext4".into()] }), file)
 }
 
 /// Where in this test's own file an address of its code lies, by the system's list of mappings.
-pub fn own_offset(address: usize) -> FileOffset {
+pub(crate) fn own_offset(address: usize) -> FileOffset {
     let address = address as u64;
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let offset = maps.lines().find_map(|line| {
@@ -234,7 +234,7 @@ pub fn own_offset(address: usize) -> FileOffset {
 }
 
 /// The names of a profile's stacks, innermost first, each with its count.
-pub fn stacks(profile: &Profile) -> Vec<(Vec<String>, i64)> {
+pub(crate) fn stacks(profile: &Profile) -> Vec<(Vec<String>, i64)> {
     let string = |index: i64| profile.string_table[usize::try_from(index).unwrap()].clone();
     let index = |id: u64| usize::try_from(id - 1).unwrap();
     let names = |id: &u64| -> Vec<String> {
@@ -249,6 +249,6 @@ pub fn stacks(profile: &Profile) -> Vec<(Vec<String>, i64)> {
     samples.map(|sample| (sample.location_id.iter().flat_map(names).collect(), sample.value[0])).collect()
 }
 
-pub fn total(profile: &Profile) -> i64 {
+pub(crate) fn total(profile: &Profile) -> i64 {
     profile.sample.iter().map(|sample| sample.value[0]).sum()
 }
