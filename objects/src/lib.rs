@@ -7,15 +7,18 @@
 
 mod demangle;
 mod dwarf;
+mod dwarf_reader;
 mod elf;
 mod error;
 mod facts;
 mod gopclntab;
 mod kernel_symbols;
+mod lines;
 mod notes;
 mod perf_map;
 mod plt;
 mod read_at;
+mod section_data;
 mod symbol_names;
 mod symbols;
 mod symtab;

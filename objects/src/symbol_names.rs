@@ -26,7 +26,8 @@ pub(crate) fn compact<'a>(names: &mut Vec<u8>, offsets: impl Iterator<Item = &'a
     let mut last = (0, 0, 0);
     for offset in offsets {
         let from = *offset as usize;
-        if from < last.1 {
+        // At its very end there is its NUL now; that can be the start of another name only if this one was cut.
+        if from <= last.1 && last.1 > 0 {
             *offset = u32::try_from(last.2 + (from - last.0)).unwrap_or_default();
             continue;
         }
@@ -103,7 +104,7 @@ mod tests {
         let mut offsets = [0, 1, u32::try_from(MAX_NAME).unwrap()];
         compact(&mut names, offsets.iter_mut());
         assert_eq!(name_at(&names, offsets[1]).len(), MAX_NAME - 1);
-        assert_eq!(name_at(&names, offsets[2]).len(), MAX_NAME);
+        assert_eq!(name_at(&names, offsets[2]).len(), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Capabilities: what this process has, and getting rid of them.
 
-use caps::{CapSet, CapsHashSet, Capability, errors::CapsError};
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use thiserror::Error;
 
 /// A capability set could not be read or changed.

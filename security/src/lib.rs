@@ -6,6 +6,6 @@ mod process;
 mod users;
 
 pub use capabilities::{CapabilityError, effective, keep_exactly, missing};
-pub use caps::{CapsHashSet, Capability};
+pub use caps::{Capability, CapsHashSet};
 pub use process::{ProcessError, harden};
 pub use users::{UserError, uid_of};

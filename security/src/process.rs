@@ -1,7 +1,7 @@
 //! What a process may become, and who may look into it.
 
 use rustix::{
-    process::{DumpableBehavior, Resource, Rlimit, setrlimit, set_dumpable_behavior},
+    process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit},
     thread::set_no_new_privs,
 };
 use thiserror::Error;
@@ -20,5 +20,6 @@ pub fn harden() -> Result<(), ProcessError> {
     let error = |action| move |source| ProcessError { action, source };
     set_no_new_privs(true).map_err(error("set no_new_privs"))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(error("make this process undumpable"))?;
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(error("forbid core dumps"))
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .map_err(error("forbid core dumps"))
 }

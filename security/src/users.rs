@@ -18,7 +18,9 @@ pub enum UserError {
         source: io::Error,
     },
     /// There is no such user.
-    #[error("there is no user {0:?} in {PASSWD}; make it (useradd --system {0}), or give another name or a number")]
+    #[error(
+        "there is no user {0:?} in {PASSWD}; make it (useradd --system {0}), or give another name or a number"
+    )]
     Unknown(String),
 }
 
