@@ -1,8 +1,11 @@
 //! The page and the interfaces for scripts.
 
 pub mod api;
+pub mod assets;
+pub mod flamegraph;
 mod host;
 mod metrics;
+pub mod pages;
 pub mod selector;
 pub mod server;
 
