@@ -45,6 +45,7 @@ globals! {
     /// Offsets in `task_struct`.
     TASK_STACK: u32 = ABSENT;
     TASK_FLAGS: u32 = ABSENT;
+    TASK_MM: u32 = ABSENT;
     TASK_GROUP_LEADER: u32 = ABSENT;
     TASK_START_BOOTTIME: u32 = ABSENT;
     TASK_THREAD_PID: u32 = ABSENT;
@@ -170,7 +171,10 @@ impl Task {
     /// The user's registers of a task that was interrupted in the kernel.
     #[inline(always)]
     pub(crate) fn user_state(&self) -> UserState {
-        if read::<u32>(self.0, &TASK_FLAGS).is_some_and(|flags| flags & PF_KTHREAD != 0) {
+        // A process that ends gives up its memory before its last kernel code runs. A kernel thread may borrow some.
+        if read::<u64>(self.0, &TASK_MM) == Some(0)
+            || read::<u32>(self.0, &TASK_FLAGS).is_some_and(|flags| flags & PF_KTHREAD != 0)
+        {
             return UserState::None;
         }
         if global(&HAVE_TASK_PT_REGS) != 0 {

@@ -131,6 +131,7 @@ pub(crate) fn offsets(btf: &Btf) -> Result<Vec<(&'static str, u32)>, LayoutError
     let required = [
         ("TASK_STACK", "task_struct", "stack", "task_struct.stack"),
         ("TASK_FLAGS", "task_struct", "flags", "task_struct.flags"),
+        ("TASK_MM", "task_struct", "mm", "task_struct.mm"),
         ("TASK_GROUP_LEADER", "task_struct", "group_leader", "task_struct.group_leader"),
         ("TASK_START_BOOTTIME", "task_struct", "start_boottime", "task_struct.start_boottime"),
         ("TASK_THREAD_PID", "task_struct", "thread_pid", "task_struct.thread_pid"),

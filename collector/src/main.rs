@@ -11,7 +11,6 @@ mod kernel_symbols;
 mod layout;
 mod link;
 mod logger;
-mod memory;
 mod perf_map;
 mod policy;
 mod processes;

@@ -27,6 +27,8 @@ use crate::{
 
 /// What is younger than this (nanoseconds) waits for the next round: another CPU may be about to write something older.
 const SETTLING: u64 = 1_000_000;
+/// How long a process is known after its end (nanoseconds): its last samples come from the kernel's own clean-up.
+const LINGERING: u64 = 500_000_000;
 /// Most samples taken in one round.
 const MOST_SAMPLES: usize = 16 * 1024;
 const SECOND: u64 = 1_000_000_000;
@@ -124,6 +126,7 @@ impl Profiler {
             self.sample(sample, now);
         }
         self.link.flush(&mut self.registry.losses);
+        self.registry.forget_ended(settled.saturating_sub(LINGERING), &mut self.link);
         self.housekeeping(now);
         !self.events.is_empty()
     }

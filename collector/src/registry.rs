@@ -1,6 +1,6 @@
 //! What runs on this machine, kept up to date with the kernel's records, in the order of their time.
 
-use std::{io, os::fd::OwnedFd};
+use std::{collections::VecDeque, io, os::fd::OwnedFd};
 
 use ipc::{Comm, ExecutableId, FromCollector, ProcessId};
 use records::Loss;
@@ -30,6 +30,8 @@ pub(crate) struct Registry {
     /// Records were lost, so that `/proc` must be read again.
     pub(crate) incomplete: bool,
     look_ups: u32,
+    /// Processes whose last thread has ended, oldest first: when, and which.
+    ended: VecDeque<(u64, u32, ProcessId)>,
 }
 
 impl Registry {
@@ -41,6 +43,7 @@ impl Registry {
             losses: Losses::new(),
             incomplete: false,
             look_ups: 0,
+            ended: VecDeque::new(),
         }
     }
 
@@ -87,7 +90,7 @@ impl Registry {
             What::Comm { pid, tid, comm } if pid == tid => self.rename(pid, comm, link),
             What::Comm { .. } => {}
             What::Map(mapped) => self.map(&mapped, now, link),
-            What::Exit { pid } => self.exit(pid, at, link),
+            What::Exit { pid } => self.exit(pid, at),
             What::Lost(records) => {
                 self.losses.add(Loss::KernelEvents, records);
                 self.incomplete = true;
@@ -134,14 +137,25 @@ impl Registry {
         }
     }
 
-    fn exit(&mut self, pid: u32, at: u64, link: &mut Link) {
+    fn exit(&mut self, pid: u32, at: u64) {
         let Some(process) = self.processes.get_mut(pid).filter(|process| process.counted_at < at) else {
             return;
         };
         process.threads = process.threads.saturating_sub(1);
         if process.threads == 0 {
-            let removed = self.processes.remove(pid);
-            self.tell_end(removed.as_ref(), link);
+            self.ended.push_back((at, pid, process.id));
+        }
+    }
+
+    /// Forgets the processes that ended before `time` (nanoseconds). Not at once: after its record a thread still runs
+    /// in the kernel for a while, and is sampled there.
+    pub(crate) fn forget_ended(&mut self, time: u64, link: &mut Link) {
+        while let Some((_, pid, id)) = self.ended.pop_front_if(|(ended, ..)| *ended < time) {
+            // Another process may have the pid by now, and the end of this one is told already.
+            if self.processes.get_mut(pid).is_some_and(|process| process.id == id) {
+                let removed = self.processes.remove(pid);
+                self.tell_end(removed.as_ref(), link);
+            }
         }
     }
 
@@ -327,9 +341,23 @@ mod tests {
         world.apply(What::Exit { pid: A });
         assert!(world.registry.processes.get_mut(A).is_some());
         world.apply(What::Exit { pid: A });
+        // It is known a little longer, and then no more.
+        world.registry.forget_ended(world.now, &mut world.link);
+        assert!(world.registry.processes.get_mut(A).is_some());
+        world.registry.forget_ended(world.now + 1, &mut world.link);
         assert!(world.registry.processes.get_mut(A).is_none());
         // One that nobody knew.
         world.apply(What::Exit { pid: B });
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_not_that_of_the_next_one_with_its_pid() {
+        let mut world = World::new();
+        world.apply(What::Exec { pid: A, comm: b"a".to_vec() });
+        world.apply(What::Exit { pid: A });
+        world.apply(What::Exec { pid: A, comm: b"b".to_vec() });
+        world.registry.forget_ended(world.now + 1, &mut world.link);
+        assert_eq!(world.registry.processes.get_mut(A).unwrap().comm, b"b");
     }
 
     #[test]

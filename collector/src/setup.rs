@@ -84,7 +84,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Ready, SetupError> {
 
     let waits_for_kernel_addresses = parts.kernel_symbols.is_none() && may_read_addresses;
     let profiler = Profiler::new(parts, serve::now()).map_err(SetupError::Scan)?;
-    crate::memory::give_back();
+    security::give_back_memory();
     log::info!(
         "sampling {} CPUs {} times a second; listening on {} for user {} ({uploader})",
         profiler.cpus().len(),

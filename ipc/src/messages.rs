@@ -52,8 +52,6 @@ pub enum FromCollector {
     Comm(Comm),
     /// A file with code that some process has mapped; comes with its open file if it could be opened.
     Executable(Executable),
-    /// An executable mapping of a process that was sampled.
-    Mapping(Mapping),
     /// The process was sampled in code without a file. Comes with its open perf map if there is one.
     Anonymous(Anonymous),
     /// Samples, oldest first.
@@ -182,21 +180,6 @@ pub struct Executable {
     pub path: Vec<u8>,
 }
 
-/// An executable mapping.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Mapping {
-    /// The process.
-    pub process: ProcessId,
-    /// First address.
-    pub start: ProcessAddress,
-    /// First address after it.
-    pub end: ProcessAddress,
-    /// Where in the file the mapping begins.
-    pub offset: FileOffset,
-    /// The file.
-    pub executable: ExecutableId,
-}
-
 /// A process with code that has no file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Anonymous {
@@ -308,13 +291,6 @@ pub(crate) mod examples {
                     size: 1 << 40,
                 }),
                 path: b"/usr/bin/a b".to_vec(),
-            }),
-            FromCollector::Mapping(Mapping {
-                process,
-                start: ProcessAddress(0x7f00_0000_0000),
-                end: ProcessAddress(0x7f00_0000_1000),
-                offset: FileOffset(0x1000),
-                executable: ExecutableId(70_000),
             }),
             FromCollector::Anonymous(Anonymous { process }),
             FromCollector::Samples(vec![Sample {

@@ -41,7 +41,7 @@ const MAX_OPEN_TIME: Duration = Duration::from_secs(5);
 const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
 /// How long all look-ups of a file may take together. There is no time limit on an honest file that comes near it:
 /// gimli parses 50 MB a second and more.
-const MAX_TOTAL_TIME: Duration = Duration::from_secs(60);
+const MAX_TOTAL_TIME: Duration = Duration::from_mins(1);
 
 /// One of the functions at an address.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -205,16 +205,12 @@ impl gimli::Reader for SectionReader {
     }
 
     fn find(&self, byte: u8) -> gimli::Result<usize> {
-        match self.bytes().iter().position(|other| *other == byte) {
-            Some(at) => {
-                self.charge(1 + at / 64)?;
-                Ok(at)
-            }
-            None => {
-                self.charge(1 + self.len() / 64)?;
-                self.end_of_input()
-            }
+        if let Some(at) = self.bytes().iter().position(|other| *other == byte) {
+            self.charge(1 + at / 64)?;
+            return Ok(at);
         }
+        self.charge(1 + self.len() / 64)?;
+        self.end_of_input()
     }
 
     #[inline]

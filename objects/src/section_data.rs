@@ -35,7 +35,7 @@ pub(crate) struct Stored {
     form: Form,
     /// Where the (compressed) bytes are.
     offset: u64,
-    stored_size: u64,
+    file_size: u64,
     /// Size in memory, as far as the file can be believed.
     pub(crate) size: u64,
 }
@@ -49,7 +49,7 @@ impl Stored {
         } else if elf.name(section).starts_with(b".zdebug_") {
             12
         } else {
-            return Ok(Stored { form: Form::Plain, offset, stored_size: size, size });
+            return Ok(Stored { form: Form::Plain, offset, file_size: size, size });
         };
         let mut header = [0; 24];
         let header = &mut header[..header_size];
@@ -66,14 +66,14 @@ impl Stored {
             let size = header.strip_prefix(b"ZLIB").and_then(|size| size.first_chunk());
             (Form::Zlib, u64::from_be_bytes(*size.ok_or_else(|| malformed("no ZLIB header"))?))
         };
-        let stored_size = size
+        let file_size = size
             .checked_sub(header_size as u64)
             .ok_or_else(|| malformed("compressed, and smaller than the header of compressed sections"))?;
-        if form == Form::Zlib && uncompressed / MAX_DEFLATE_RATIO > stored_size {
+        if form == Form::Zlib && uncompressed / MAX_DEFLATE_RATIO > file_size {
             return Err(malformed("a size that so few compressed bytes cannot have"));
         }
         let offset = offset.saturating_add(header_size as u64);
-        Ok(Stored { form, offset, stored_size, size: uncompressed })
+        Ok(Stored { form, offset, file_size, size: uncompressed })
     }
 
     /// Loads it, if it has at most `limit` bytes in memory.
@@ -83,19 +83,19 @@ impl Stored {
         what: &'static str,
         limit: u64,
     ) -> Result<Vec<u8>, ObjectError> {
-        let Stored { form, offset, stored_size, size } = *self;
+        let Stored { form, offset, file_size, size } = *self;
         if size > limit {
             return Err(ObjectError::TooLarge { what, size, limit });
         }
         if form == Form::Plain {
             return read_range(file, what, offset, size, limit);
         }
-        if offset.checked_add(stored_size).is_none_or(|end| end > file.size()) {
-            return Err(ObjectError::Truncated { what, offset, wanted: stored_size });
+        if offset.checked_add(file_size).is_none_or(|end| end > file.size()) {
+            return Err(ObjectError::Truncated { what, offset, wanted: file_size });
         }
         let size = usize::try_from(size).map_err(|_| ObjectError::TooLarge { what, size, limit })?;
         let mut bytes = vec![0; size];
-        let source = io::BufReader::with_capacity(64 * 1024, Window { file, offset, left: stored_size });
+        let source = io::BufReader::with_capacity(64 * 1024, Window { file, offset, left: file_size });
         let result = match form {
             Form::Zlib => ZlibDecoder::new(source).read_exact(&mut bytes),
             Form::Zstd | Form::Plain => read_zstd(source, &mut bytes),

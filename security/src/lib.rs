@@ -2,10 +2,12 @@
 //! by the half itself, in its `policy` module.
 
 mod capabilities;
+mod memory;
 mod process;
 mod users;
 
 pub use capabilities::{CapabilityError, effective, keep_exactly, missing};
 pub use caps::{Capability, CapsHashSet};
+pub use memory::give_back_memory;
 pub use process::{ProcessError, harden};
 pub use users::{UserError, uid_of};

@@ -62,7 +62,14 @@ async fn finish(shared: &Arc<Shared>, mut windows: mpsc::Receiver<Window>, store
         let names = resolve::names(shared, &window.stacks).await;
         let number = window.number;
         let store = store.clone();
-        let result = spawn_blocking(move || profiles(&window, &names, store.as_deref())).await;
+        let result = spawn_blocking(move || {
+            let profiles = profiles(&window, &names, store.as_deref());
+            drop((window, names));
+            // A window takes many times the memory that is kept between windows.
+            security::give_back_memory();
+            profiles
+        })
+        .await;
         let Ok((finished, stored, failures)) = result else {
             warn!("window {number} could not be made into profiles: this is a fault of Bulkhead's");
             continue;

@@ -1,6 +1,8 @@
 //! What profiles say, compared with what is known of the profiled programs: one pair of halves profiles the whole
 //! machine, and every case brings programs of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
+
 mod files;
 mod format;
 mod jit;

@@ -220,8 +220,6 @@ impl State {
             (_, FromCollector::Process(process)) => self.processes.add(&process),
             (_, FromCollector::Comm(comm)) => self.processes.rename(&comm),
             (_, FromCollector::Executable(executable)) => return Ok(self.executable(&executable, file, now)),
-            // Frames come as file offsets: where a process has a file mapped is of no use here.
-            (_, FromCollector::Mapping(_)) => {}
             (_, FromCollector::Anonymous(anonymous)) => {
                 self.awaited.remove(&Awaited::PerfMap(anonymous.process));
                 if let Some(key) = self.processes.jit(anonymous.process, || self.jit.make_key()) {

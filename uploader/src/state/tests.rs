@@ -1,8 +1,8 @@
 //! Messages and what they do to the state.
 
 use ipc::{
-    Anonymous, Cgroup, CgroupId, Counters, Identity, KernelFrame, KernelSymbols, Mapping, ModuleId, Process,
-    Sample, UserFrame,
+    Anonymous, Cgroup, CgroupId, Counters, Identity, KernelFrame, KernelSymbols, ModuleId, Process, Sample,
+    UserFrame,
 };
 use records::{End, FileOffset, ProcessAddress};
 
@@ -250,20 +250,4 @@ fn code_without_a_file_is_told_apart_by_process() {
     assert!(requests.try_recv().is_ok());
     apply(&mut state, FromCollector::Exit(ProcessId(1)));
     assert_eq!(state.jit.to_ask(key), None);
-}
-
-#[test]
-fn what_is_not_needed_changes_nothing() {
-    let (shared, _requests) = shared();
-    let mut state = shared.state();
-    begin(&mut state);
-    let mapping = Mapping {
-        process: ProcessId(1),
-        start: ProcessAddress(0),
-        end: ProcessAddress(1),
-        offset: FileOffset(0),
-        executable: ExecutableId(1),
-    };
-    assert!(apply(&mut state, FromCollector::Mapping(mapping)).is_none());
-    assert_eq!((state.processes.len(), state.executables.len(), state.jit.len()), (0, 0, 0));
 }
