@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// How long the page may take for anything: much, as the machine may be busy. What is waited for is a condition.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A browser with one window. Its files are gone with it.
 pub(crate) struct Browser {
@@ -139,7 +139,7 @@ impl Browser {
         self.files.path()
     }
 
-    /// Tells the browser what the DevTools protocol can tell it.
+    /// Tells the browser what its protocol for developers can tell it.
     pub(crate) fn devtools(&self, command: &str, parameters: &Value) {
         self.post("goog/cdp/execute", &json!({"cmd": command, "params": parameters}));
     }

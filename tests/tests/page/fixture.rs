@@ -105,7 +105,7 @@ pub(crate) fn large() -> Profile {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         f64::from(seed) / 4_294_967_296.0
     };
-    let mut seen = std::collections::HashSet::new();
+    let mut distinct = std::collections::HashSet::new();
     let mut stacks = Vec::new();
     while stacks.len() < 50_000 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small positive numbers")]
@@ -127,7 +127,7 @@ pub(crate) fn large() -> Profile {
                 })
                 .collect()
         };
-        if seen.insert(stack.clone()) {
+        if distinct.insert(stack.clone()) {
             let frames = stack
                 .into_iter()
                 .map(|id| {
@@ -181,14 +181,14 @@ pub(crate) fn pprof(stacks: &[Stack], comments: &[&str]) -> Profile {
                 let mut line = Vec::new();
                 if !name.is_empty() {
                     let filename = string(if *binary == PROGRAM { "src/program.c" } else { "" });
+                    let function_id = profile.function.len() as u64 + 1;
                     profile.function.push(Function {
-                        id: next,
+                        id: function_id,
                         name: string(name),
                         filename,
                         ..Function::default()
                     });
-                    line =
-                        vec![Line { function_id: next, line: i64::from(*binary == PROGRAM) * 42, column: 0 }];
+                    line = vec![Line { function_id, line: i64::from(*binary == PROGRAM) * 42, column: 0 }];
                 }
                 let address = 0x1000 + next * 16;
                 profile.location.push(Location { id: next, mapping_id, address, line, is_folded: false });

@@ -150,7 +150,8 @@ export class Graph {
     this.canvas.height = Math.max(1, Math.round(this.height * ratio));
     this.canvas.style.width = `${this.width}px`;
     this.canvas.style.height = `${this.height}px`;
-    this.draw();
+    // At once: a canvas that gets a new size is empty until it is drawn.
+    this.paint();
   }
 
   /** Left edge and width of a node, in pixels, as it is zoomed; callers of the zoomed node take the whole width. */

@@ -176,6 +176,8 @@ function show(loaded: Profile): void {
   recolour();
   top.show(loaded);
   graph.zoomTo(0);
+  // For those who measure: the graph is on the canvas.
+  performance.mark("graph drawn");
 }
 
 function fail(error: unknown): void {
