@@ -28,9 +28,6 @@ use uploader::http::{
 
 /// Runs a script wherever a name is taken for markup.
 pub(crate) const HOSTILE: &str = "<img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>';alert(1)//\u{202e}\u{1b}[2J\n&amp;;x";
-/// The same as people see it.
-pub(crate) const HOSTILE_SHOWN: &str = "<img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>';alert(1)//\\u{202e}\\u{1b}[2J\\u{a}&amp;;x";
-
 /// A stack, outermost first, as function and binary, and how often it was seen.
 pub(crate) type Stack = (Vec<(String, &'static str)>, i64);
 
@@ -200,32 +197,6 @@ pub(crate) fn pprof(stacks: &[Stack], comments: &[&str]) -> Profile {
     }
     profile.string_table = table;
     profile
-}
-
-/// What `go tool pprof -top` would say: flat and cum of each named function, counted anew from the pprof.
-pub(crate) fn top(profile: &Profile) -> HashMap<&str, (i64, i64)> {
-    let mut top: HashMap<&str, (i64, i64)> = HashMap::new();
-    let index = |id: u64| usize::try_from(id).expect("small") - 1;
-    for sample in &profile.sample {
-        let names: Vec<&str> = sample
-            .location_id
-            .iter()
-            .flat_map(|id| &profile.location[index(*id)].line)
-            .map(|line| {
-                let name = profile.function[index(line.function_id)].name;
-                profile.string_table[usize::try_from(name).expect("an index")].as_str()
-            })
-            .collect();
-        let leaf_is_named = !profile.location[index(sample.location_id[0])].line.is_empty();
-        if leaf_is_named {
-            top.entry(names[0]).or_default().0 += sample.value[0];
-        }
-        let distinct: std::collections::HashSet<&str> = names.into_iter().collect();
-        for name in distinct {
-            top.entry(name).or_default().1 += sample.value[0];
-        }
-    }
-    top
 }
 
 pub(crate) fn gzip(profile: &Profile) -> Vec<u8> {

@@ -1,20 +1,50 @@
 //! The page in a real browser: what people see of profiles whose content is known, and of names that are meant to
 //! harm. Needs `chromium` and `chromedriver`; neither root nor BPF.
 
-#[path = "page/browser.rs"]
 mod browser;
-#[path = "page/fixture.rs"]
 mod fixture;
 
-use std::{collections::HashMap, io::Read, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io::Read,
+    time::Duration,
+};
 
 use browser::Browser;
-use fixture::{HOSTILE, HOSTILE_SHOWN, large, serve, small, top};
+use fixture::{HOSTILE, large, serve, small};
 use prost::Message;
 use proto::pprof::Profile;
 use serde_json::json;
 
 const LOCAL: &str = "127.0.0.1:0";
+/// [`HOSTILE`] as people see it.
+const HOSTILE_SHOWN: &str = "<img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>';alert(1)//\\u{202e}\\u{1b}[2J\\u{a}&amp;;x";
+
+/// What `go tool pprof -top` would say: flat and cum of each named function, counted anew from the pprof.
+fn top(profile: &Profile) -> HashMap<&str, (i64, i64)> {
+    let mut top: HashMap<&str, (i64, i64)> = HashMap::new();
+    let index = |id: u64| usize::try_from(id).expect("small") - 1;
+    for sample in &profile.sample {
+        let names: Vec<&str> = sample
+            .location_id
+            .iter()
+            .flat_map(|id| &profile.location[index(*id)].line)
+            .map(|line| {
+                let name = profile.function[index(line.function_id)].name;
+                profile.string_table[usize::try_from(name).expect("an index")].as_str()
+            })
+            .collect();
+        let leaf_is_named = !profile.location[index(sample.location_id[0])].line.is_empty();
+        if leaf_is_named {
+            top.entry(names[0]).or_default().0 += sample.value[0];
+        }
+        let distinct: HashSet<&str> = names.into_iter().collect();
+        for name in distinct {
+            top.entry(name).or_default().1 += sample.value[0];
+        }
+    }
+    top
+}
 
 /// The profile page of a target, drawn.
 async fn open_profile(browser: &Browser, site: &str, comm: &str) {
@@ -304,14 +334,4 @@ async fn it_fits_a_phone_and_the_dark() {
         "rgb(17, 22, 29)"
     );
     browser.close().await;
-}
-
-/// Not a test: serves the fixtures for a look with one's own browser, until it is stopped.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "serves the fixtures at http://127.0.0.1:7099/ until it is stopped"]
-async fn serve_the_fixtures() {
-    let large = tokio::task::spawn_blocking(large).await.expect("a profile");
-    let targets = vec![("bash", small()), ("late", small()), ("large", large), (HOSTILE, small())];
-    println!("{}", serve("127.0.0.1:7099", targets).await);
-    std::future::pending::<()>().await;
 }
