@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Context, selector::Selector};
+use super::{Context, browse, selector::Selector};
 use crate::{
     profile::{Finished, MergeError, decode, merge, to_gzip},
     time::rfc3339,
@@ -32,6 +32,8 @@ pub struct QueryParameters {
     query: Option<String>,
     /// `last` for the last finished window; else the next one is waited for.
     window: Option<String>,
+    /// `1` for the page instead of the pprof.
+    debug: Option<String>,
 }
 
 /// Why there is no profile.
@@ -44,11 +46,16 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// `/query`: the gzipped pprof of the targets that match.
+/// `/query`: the gzipped pprof of the targets that match; with `debug=1` the page of it.
 pub async fn query(
     State(context): State<Context>,
     parameters: Result<Query<QueryParameters>, QueryRejection>,
 ) -> Result<Response, Refusal> {
+    if let Ok(Query(QueryParameters { query: Some(query), debug: Some(debug), .. })) = &parameters
+        && debug == "1"
+    {
+        return Ok(browse::profile(&context, query));
+    }
     let pprof = find(&context, parameters).await?;
     let headers = [
         (header::CONTENT_TYPE, "application/vnd.google.protobuf+gzip"),

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod assets;
+pub mod browse;
 pub mod flamegraph;
 mod host;
 mod metrics;
@@ -33,12 +34,15 @@ pub struct Context {
 pub fn router(shared: Arc<Shared>, window: Duration, hosts: Hosts) -> Router {
     let context = Context { shared, window, waiting: Arc::new(Semaphore::new(MAX_WAITING)) };
     Router::new()
+        .route("/", get(browse::index))
         .route("/query", get(api::query))
+        .route("/api/flamegraph", get(browse::flamegraph))
         .route("/api/targets", get(api::targets))
         .route("/metrics", get(metrics::metrics))
         .route("/healthz", get(api::healthz))
         .route("/readyz", get(api::readyz))
         .with_state(context)
+        .merge(assets::router())
         .layer(middleware::from_fn_with_state(hosts, host::check))
         .layer(middleware::from_fn(host::protect))
 }
