@@ -54,12 +54,21 @@ pub(crate) struct Opened {
 }
 
 /// Opens what a process has mapped there. `None`: the process or the mapping is gone, or it may not be opened.
-pub(crate) fn open(pid: u32, start: u64, end: u64) -> Option<Opened> {
-    let file = procfs::open_mapped(pid, start, end).or_else(|_| {
+///
+/// A process whose first thread has ended shows no mappings, though its other threads run on; then its executable is
+/// tried, the very file too, and taken if `is_right` says so.
+pub(crate) fn open(pid: u32, start: u64, end: u64, is_right: impl Fn(&Identity) -> bool) -> Option<Opened> {
+    let mapped = procfs::open_mapped(pid, start, end).or_else(|_| {
         let (start, end) = procfs::bounds_of_mapping(pid, start).ok_or(std::io::ErrorKind::NotFound)?;
         procfs::open_mapped(pid, start, end)
     });
-    let file = file.ok()?;
+    match mapped {
+        Ok(file) => identify(file),
+        Err(_) => procfs::open_executable(pid).and_then(identify).filter(|opened| is_right(&opened.identity)),
+    }
+}
+
+fn identify(file: OwnedFd) -> Option<Opened> {
     let attributes = fstat(&file).ok()?;
     if !FileType::from_raw_mode(attributes.st_mode).is_file() {
         return None;
@@ -103,7 +112,10 @@ impl Executables {
         {
             return (id, None);
         }
-        if let Some(opened) = open(mapped.pid, mapped.start, mapped.end) {
+        let has_numbers = |identity: &Identity| {
+            identity.inode == numbers.inode && device == (major(identity.device), minor(identity.device))
+        };
+        if let Some(opened) = open(mapped.pid, mapped.start, mapped.end, has_numbers) {
             if device != (major(opened.identity.device), minor(opened.identity.device)) {
                 self.ambiguous.insert(device);
             }

@@ -15,6 +15,8 @@ use crate::kernel_events::{FileNumbers, Mapped};
 const UNKNOWN_GENERATION: u64 = u64::MAX;
 /// Longest line of `/proc/PID/maps` that is looked at: a path has at most 4,096 bytes, a line break in it takes four.
 const MAX_LINE: u64 = 20_000;
+/// Threads that are tried when the first one has ended.
+const MAX_THREADS_TRIED: usize = 16;
 /// Most of `/proc/PID/cgroup` that is read: a dozen hierarchies with long paths fit.
 const MAX_CGROUP_TEXT: u64 = 8 * 1024;
 
@@ -68,7 +70,7 @@ pub(crate) fn executable_mappings(pid: u32, limit: usize) -> io::Result<Vec<Mapp
     if !mappings.is_empty() {
         return Ok(mappings);
     }
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))?.take(16).flatten() {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))?.take(MAX_THREADS_TRIED).flatten() {
         let path = format!("/proc/{pid}/task/{}/maps", thread.file_name().to_string_lossy());
         match read_maps(&path, pid, limit) {
             Ok(mappings) if !mappings.is_empty() => return Ok(mappings),
@@ -149,6 +151,16 @@ pub(crate) fn open_mapped(pid: u32, start: u64, end: u64) -> io::Result<OwnedFd>
     let path = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Opens the executable of a process, the very file, through whichever of its threads still has one.
+pub(crate) fn open_executable(pid: u32) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    threads.take(MAX_THREADS_TRIED).flatten().find_map(|thread| {
+        let path = format!("/proc/{pid}/task/{}/exe", thread.file_name().to_string_lossy());
+        rustix::fs::open(path, flags, Mode::empty()).ok()
+    })
 }
 
 /// The bounds of the kernel's mapping that holds an address now: it may have split or merged what it told of.

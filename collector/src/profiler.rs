@@ -355,7 +355,7 @@ impl Profiler {
         let file = match executable.kind {
             ExecutableKind::Vdso => self.vdso.as_ref().and_then(|vdso| vdso.try_clone().ok()),
             ExecutableKind::Unopened => None,
-            ExecutableKind::File(identity) => executables::open(pid, start, end)
+            ExecutableKind::File(identity) => executables::open(pid, start, end, |found| *found == identity)
                 .filter(|opened| opened.identity == identity)
                 .map(|opened| opened.file),
         };
@@ -402,7 +402,9 @@ impl Profiler {
                 .processes
                 .mapping_of(id)
                 .take(TRIES)
-                .filter_map(|(pid, start, end)| executables::open(pid, start, end))
+                .filter_map(|(pid, start, end)| {
+                    executables::open(pid, start, end, |found| *found == identity)
+                })
                 .find(|opened| opened.identity == identity)
                 .map(|opened| opened.file),
         };

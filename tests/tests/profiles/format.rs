@@ -74,9 +74,10 @@ fn go_tool_pprof_finds_the_same_names_by_itself(system: &System) {
     let folder = tempfile::tempdir().unwrap();
     let tree = CallTree::standard("pprof-names", Start::Libc);
     let paths = [
-        tree.build().unwrap(),
-        CallTree::standard("pprof-bare", Start::Bare).build().unwrap(),
-        tree.build_with(&["-no-pie", "-DFIXED"]).unwrap(),
+        // Go's own tool reads names from DWARF, not from an ELF symbol table.
+        tree.build_with(&["-g"]).unwrap(),
+        CallTree::standard("pprof-bare", Start::Bare).build_with(&["-g"]).unwrap(),
+        tree.build_with(&["-g", "-no-pie", "-DFIXED"]).unwrap(),
     ];
     for (index, path) in paths.iter().enumerate() {
         // The name of the file is the command name; two of the three share it, one after the other.

@@ -29,7 +29,12 @@ fn user_names(stack: &Stack) -> Vec<&str> {
 /// Asserts that the stacks begin with the expected names (leaf first), in the expected shares, and that no more than
 /// `others` of the samples are anywhere else in the program.
 fn assert_truth(profile: &Profile, expected: &[(Vec<String>, f64)], others: f64) {
-    let count_of = |names: &[String]| profile.count(|stack| user_names(stack).starts_with(&refs(names)));
+    // What is inlined into the leaf stands before it.
+    let is_in = |stack: &Stack, names: &[String]| {
+        let frames = user_names(stack);
+        (0..=2).any(|inlined| frames.get(inlined..).is_some_and(|frames| frames.starts_with(&refs(names))))
+    };
+    let count_of = |names: &[String]| profile.count(|stack| is_in(stack, names));
     let counts: Vec<i64> = expected.iter().map(|(names, _)| count_of(names)).collect();
     let shares: Vec<f64> = expected.iter().map(|(_, share)| *share).collect();
     let other = profile.total() - counts.iter().sum::<i64>();
@@ -87,10 +92,16 @@ fn deep_stacks_are_whole(system: &System) {
         for stack in &profile.stacks {
             let names = user_names(stack);
             assert!(names.ends_with(&["main", "_start"]), "{}", stack.line());
-            let depth = names.iter().filter(|name| **name == "descend").count();
-            // Main itself, where it shuffles, is the only other place.
-            assert!(depth == tree.recursion as usize || names.len() == 2, "{depth} of {}", tree.recursion);
         }
+        // The way down and back up, and main itself where it shuffles, are the only other places.
+        let depth = |stack: &Stack| user_names(stack).iter().filter(|name| **name == "descend").count();
+        let whole = profile.count(|stack| depth(stack) == tree.recursion as usize);
+        assert!(
+            whole as f64 >= 0.97 * profile.total() as f64,
+            "{whole} of {}:\n{}",
+            profile.total(),
+            profile.dump()
+        );
     }
 }
 
