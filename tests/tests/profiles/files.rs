@@ -108,7 +108,7 @@ fn code_in_broken_files_keeps_its_frames(system: &System) {
         let right = profile.count(|stack| {
             let frames: Vec<_> = stack.user().collect();
             frames.len() > 2
-                && frames[0].mapping.ends_with(".so")
+                && frames[0].mapping.contains(".so")
                 && frames[0].name.is_empty()
                 && frames[1].name == "runner_call"
         });
@@ -164,7 +164,7 @@ fn odd_paths_are_kept(system: &System) {
         let path = folder.path().join(name);
         copy(&source, &path);
         let _running = Running::start(&path, &[""; 0]);
-        let comm = name.replace('\t', ".");
+        let comm = name.replace('\t', ".*");
         let profile = system.collect(&format!("{{comm=~\"{comm}\"}}"), 30, 60);
         assert!(profile.count(|stack| stack.has_run(&["parse", "main", "_start"])) > 0, "{}", profile.dump());
         let stem = name.split(['\t', ' ']).next().unwrap_or_default();

@@ -32,7 +32,7 @@ fn assert_truth(profile: &Profile, expected: &[(Vec<String>, f64)], others: f64)
     // What is inlined into the leaf stands before it.
     let is_in = |stack: &Stack, names: &[String]| {
         let frames = user_names(stack);
-        (0..=2).any(|inlined| frames.get(inlined..).is_some_and(|frames| frames.starts_with(&refs(names))))
+        (0..=4).any(|inlined| frames.get(inlined..).is_some_and(|frames| frames.starts_with(&refs(names))))
     };
     let count_of = |names: &[String]| profile.count(|stack| is_in(stack, names));
     let counts: Vec<i64> = expected.iter().map(|(names, _)| count_of(names)).collect();
