@@ -121,7 +121,7 @@ mod tests {
         for _ in 0..40 {
             nested = format!("N1AI{nested}S_S_E1BE");
         }
-        let doubling: String = (0..30).map(|i| format!("S{i}_S{i}_")).collect();
+        let doubling = (0..30).map(|i| format!("S{i}_S{i}_")).collect::<Vec<_>>().concat();
         let names = [
             format!("_ZN1aI{nested}E1bEv"),
             format!("_Z1fI{doubling}Ev"),

@@ -226,10 +226,10 @@ mod tests {
         };
         for _ in 0..200 {
             let mut model = vec![None; 64];
-            let mut text = String::new();
+            let mut text = Vec::new();
             for i in 0..30 {
                 let (start, size) = (random(48), 1 + random(16));
-                text += &format!("{start:x} {size:x} n{i}\n");
+                text.push(format!("{start:x} {size:x} n{i}\n"));
                 for byte in model
                     .iter_mut()
                     .skip(usize::try_from(start).unwrap())
@@ -238,7 +238,7 @@ mod tests {
                     *byte = Some(format!("n{i}"));
                 }
             }
-            let map = map(text.as_bytes());
+            let map = map(text.concat().as_bytes());
             for (address, expected) in (0..).zip(&model) {
                 assert_eq!(at(&map, address), expected.as_deref());
             }
