@@ -1,1 +1,0 @@
-//! Measurements that compare in the same run.
