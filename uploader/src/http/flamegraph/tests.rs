@@ -1,3 +1,5 @@
+//! The numbers of a profile must come out of the columns as they went in.
+
 use proto::pprof::{Function, Line, Location, Mapping, Profile, Sample, ValueType};
 use serde_json::Value;
 
