@@ -157,7 +157,6 @@ impl CallTree {
             out,
             "{}",
             MAIN.replace("DECK", &deck.join(", "))
-                .replace("LEAVES", &self.leaves.len().to_string())
                 .replace("RUN", &run)
                 .replace("ITERATIONS", &SLOT_ITERATIONS.to_string())
                 .replace("LIFETIME", &LIFETIME_SECONDS.to_string())
@@ -204,28 +203,13 @@ const MAIN: &str = r#"static unsigned char deck[] = {DECK};
 
 #ifdef BARE
 __asm__(".text\n.globl _start\n.type _start, @function\n_start: xor %ebp, %ebp\n"
-        "mov (%rsp), %rdi\nand $-16, %rsp\ncall main\nhlt\n.size _start, . - _start\n");
-#else
-#include <stdio.h>
-#include <time.h>
-
-static double cpu_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return now.tv_sec + now.tv_nsec / 1e9;
-}
+        "and $-16, %rsp\ncall main\nhlt\n.size _start, . - _start\n");
 #endif
 
-int main(int argc, char **argv) {
+int main(void) {
     call(37, LIFETIME, 0); // alarm
-    long rounds = -1;
-#ifndef BARE
-    static double seconds[LEAVES];
-    // With an argument: ten rounds, and then the seconds that each leaf took, a line each.
-    if (argc > 1) rounds = 10;
-#endif
     unsigned long random = 88172645463325252ul;
-    for (; rounds != 0; rounds -= rounds > 0) {
+    for (;;) {
         for (int i = sizeof deck - 1; i > 0; i--) {
             random ^= random << 13;
             random ^= random >> 7;
@@ -238,19 +222,9 @@ int main(int argc, char **argv) {
         for (int i = 0; i < sizeof deck; i++) {
             int leaf = deck[i];
             long iterations = ITERATIONS;
-#ifndef BARE
-            double before = rounds > 0 ? cpu_seconds() : 0;
-#endif
             RUN
-#ifndef BARE
-            if (rounds > 0) seconds[leaf] += cpu_seconds() - before;
-#endif
         }
     }
-#ifndef BARE
-    for (int i = 0; i < LEAVES; i++) printf("%.9f\n", seconds[i]);
-#endif
-    return 0;
 }
 "#;
 
@@ -259,21 +233,6 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-
-    #[test]
-    fn shares_of_time_are_shares_of_iterations() {
-        let tree = CallTree::standard("unit-tree", Start::Libc);
-        let output = Command::new(tree.build().unwrap()).arg("calibrate").output().unwrap();
-        let seconds: Vec<f64> =
-            String::from_utf8(output.stdout).unwrap().lines().map(|line| line.parse().unwrap()).collect();
-        let total: f64 = seconds.iter().sum();
-        assert!(total > 0.1, "ten rounds of 100 slots took {total} s");
-        for ((stack, share), seconds) in tree.expected().iter().zip(&seconds) {
-            // Even the least has 30 slots; a machine that is busy with other things disturbs one or two.
-            let relative = seconds / total / share;
-            assert!((0.85..1.15).contains(&relative), "{stack:?}: {relative} of its share");
-        }
-    }
 
     #[test]
     fn stacks_are_named_from_the_leaf_to_the_start() {

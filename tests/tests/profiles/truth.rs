@@ -76,10 +76,15 @@ fn known_shares_from_the_leaf_to_the_root(system: &System) {
     let _running = Running::start(&tree.build().unwrap(), &[""; 0]);
     let profile = system.collect_settled("truth-bare", 1000);
     assert_truth(&profile, &tree.expected(), 0.01);
+    // Every one, without exception, ends at the root.
+    let rooted = profile.count(|stack| user_names(stack).last() == Some(&"_start"));
+    assert_eq!(rooted, profile.total(), "every stack ends at the root:\n{}", profile.dump());
+    // A function that main has just called has no frame of its own yet: frame pointers then leave main out.
     let whole = profile.count(|stack| user_names(stack).ends_with(&["main", "_start"]));
     assert!(
         whole as f64 >= 0.99 * profile.total() as f64,
-        "every stack ends at the root:\n{}",
+        "{whole} of {}:\n{}",
+        profile.total(),
         profile.dump()
     );
 }
