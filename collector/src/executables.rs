@@ -21,6 +21,9 @@ pub(crate) const MAX_EXECUTABLES: usize = 64 * 1024;
 /// How long the numbers of a mapping record are taken for the same file without a look, in nanoseconds. A file that is
 /// written anew in place keeps its numbers; only its ctime tells.
 const LOOK_AGAIN_AFTER: u64 = 1_000_000_000;
+/// How long after a look that came too late the next one is, in nanoseconds: in a storm of processes that live less
+/// than a millisecond every look comes too late.
+const TRY_AGAIN_AFTER: u64 = 50_000_000;
 /// The vdso, which is the same in all processes.
 pub(crate) const VDSO: ExecutableId = ExecutableId(1);
 
@@ -44,7 +47,8 @@ struct Known {
 
 struct Found {
     id: ExecutableId,
-    looked: u64,
+    /// When to look at it again, in nanoseconds.
+    look_again: u64,
 }
 
 /// An open file and what it is.
@@ -104,9 +108,9 @@ impl Executables {
     ) -> (ExecutableId, Option<OwnedFd>) {
         let numbers = mapped.file;
         let device = (numbers.major, numbers.minor);
-        let found = self.by_numbers.get(&numbers).map(|found| (found.id, found.looked));
-        if let Some((id, looked)) = found
-            && now.saturating_sub(looked) < LOOK_AGAIN_AFTER
+        let found = self.by_numbers.get(&numbers).map(|found| (found.id, found.look_again));
+        if let Some((id, look_again)) = found
+            && now < look_again
             && !self.ambiguous.contains(&device)
             && self.is_open(id)
         {
@@ -127,16 +131,17 @@ impl Executables {
                     None => self.add(ExecutableKind::File(opened.identity), &mapped.path, Some(&opened.file)),
                 },
             };
-            self.by_numbers.insert(numbers, Found { id, looked: now });
+            self.by_numbers.insert(numbers, Found { id, look_again: now.saturating_add(LOOK_AGAIN_AFTER) });
             return (id, Some(opened.file));
         }
         // Gone already. A file of those numbers that was seen before is most likely the same.
         if let Some((id, _)) = found.filter(|_| !self.ambiguous.contains(&device)) {
+            self.by_numbers.insert(numbers, Found { id, look_again: now.saturating_add(TRY_AGAIN_AFTER) });
             return (id, None);
         }
         losses.add(Loss::NotOpened, 1);
         let id = self.add(ExecutableKind::Unopened, &mapped.path, None);
-        self.by_numbers.insert(numbers, Found { id, looked: 0 });
+        self.by_numbers.insert(numbers, Found { id, look_again: 0 });
         (id, None)
     }
 
@@ -225,6 +230,11 @@ mod tests {
         assert!(file.is_some());
         assert!(matches!(executables.of(&mapped, 10 * second + 1, &mut losses), (same, None) if same == id));
         assert!(matches!(executables.of(&mapped, 12 * second, &mut losses), (same, Some(_)) if same == id));
+        // Too late for a look: not tried again at once.
+        let gone = Mapped { pid: u32::MAX, ..own() };
+        assert!(matches!(executables.of(&gone, 14 * second, &mut losses), (same, None) if same == id));
+        assert!(matches!(executables.of(&mapped, 14 * second + 1, &mut losses), (same, None) if same == id));
+        assert!(matches!(executables.of(&mapped, 15 * second, &mut losses), (same, Some(_)) if same == id));
         let told = executables.tell(id, 1).unwrap();
         assert!(matches!(told.kind, ExecutableKind::File(_)));
         assert_eq!(told.path, mapped.path);

@@ -112,19 +112,22 @@ impl Profiler {
         let settled = now.saturating_sub(SETTLING);
         let due_events = self.events.partition_point(|event| event.timestamp <= settled);
         let due_samples = self.samples.partition_point(|sample| sample.timestamp <= settled);
-        let later_events = self.events.split_off(due_events);
-        let later_samples = self.samples.split_off(due_samples);
-        let mut samples = std::mem::replace(&mut self.samples, later_samples).into_iter().peekable();
-        for event in std::mem::replace(&mut self.events, later_events) {
-            while let Some(sample) = samples.next_if(|sample| sample.timestamp < event.timestamp) {
+        // Taken out and put back, so that their memory is used again.
+        let mut events = std::mem::take(&mut self.events);
+        let mut samples = std::mem::take(&mut self.samples);
+        let mut due = samples.drain(..due_samples).peekable();
+        for event in events.drain(..due_events) {
+            while let Some(sample) = due.next_if(|sample| sample.timestamp < event.timestamp) {
                 self.sample(sample, now);
             }
             self.applied_events += 1;
             self.registry.apply(event, now, &mut self.link);
         }
-        for sample in samples {
+        for sample in due {
             self.sample(sample, now);
         }
+        self.events = events;
+        self.samples = samples;
         self.link.flush(&mut self.registry.losses);
         self.registry.forget_ended(settled.saturating_sub(LINGERING), &mut self.link);
         self.housekeeping(now);

@@ -21,7 +21,7 @@ use crate::{
 /// The committed object (see `script/build-ebpf`), aligned as an ELF file must be to be read in place.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../collector-ebpf/collector.bpf.o");
 
-/// Ring for each CPU, in bytes: a second of the deepest stacks at 100 Hz is 430 KiB, and the ring is drained ten
+/// Ring for each CPU, in bytes: a second of the deepest stacks at 100 Hz is 430 KiB, and the ring is drained four
 /// times a second.
 const RING_PER_CPU: usize = 256 * 1024;
 const MAX_RING: usize = 32 * 1024 * 1024;

@@ -4,19 +4,21 @@
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipc::{CollectorEnd, HandshakeError};
 use rustix::{
     event::{Timespec, epoll},
-    time::{ClockId, clock_gettime},
+    time::{
+        ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, clock_gettime, timerfd_create,
+        timerfd_settime,
+    },
 };
 use thiserror::Error;
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, sleep_until},
 };
 
 use crate::{kernel_events::KernelEvents, programs::Programs, setup::Ready, socket};
@@ -25,7 +27,7 @@ use crate::{kernel_events::KernelEvents, programs::Programs, setup::Ready, socke
 /// all costs a fifth of a round for each.
 const GATHER: Duration = Duration::from_millis(2);
 /// How often the ring of samples is emptied, unless it fills faster.
-const DRAIN_EVERY: Duration = Duration::from_millis(100);
+const DRAIN_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 /// How often to look whether a CPU came online or kernel addresses became readable.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -50,39 +52,60 @@ pub(crate) fn now() -> u64 {
     u64::try_from(tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(tv_nsec).unwrap_or(0)
 }
 
-/// Becomes readable with the kernel's next record, of whichever CPU.
-pub(crate) struct Wake(AsyncFd<OwnedFd>);
+/// Becomes readable with the kernel's next record, of whichever CPU, and when the ring of samples is to be emptied.
+pub(crate) struct Wake {
+    set: AsyncFd<OwnedFd>,
+    /// A timer of the kernel's: the event loop's own would be set anew, and wake the loop once more, for each round.
+    timer: OwnedFd,
+}
+
+/// What has woken us, by the words of the set's events.
+const RECORD: u64 = 0;
+const TIMER: u64 = 1;
 
 impl Wake {
     pub(crate) fn new(programs: &Programs, kernel_events: &KernelEvents) -> io::Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let add =
-            |file: BorrowedFd| epoll::add(&set, file, epoll::EventData::new_u64(0), epoll::EventFlags::IN);
+        let add = |file: BorrowedFd| {
+            epoll::add(&set, file, epoll::EventData::new_u64(RECORD), epoll::EventFlags::IN)
+        };
         add(programs.ring.as_fd())?;
         for file in kernel_events.files() {
             add(file)?;
         }
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let every = Itimerspec { it_interval: DRAIN_EVERY, it_value: DRAIN_EVERY };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &every)?;
+        epoll::add(&set, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
         // SAFETY: an `OwnedFd` stays open and is the same file as long as the `AsyncFd` owns it.
-        Ok(Wake(unsafe { AsyncFd::register(set) }.map_err(io::Error::from)?))
+        let set = unsafe { AsyncFd::register(set) }.map_err(io::Error::from)?;
+        Ok(Wake { set, timer })
     }
 
-    async fn wait(&self) -> io::Result<()> {
-        let mut ready = self.0.readable().await?;
+    /// Returns whether it was a record of the kernel's.
+    async fn wait(&self) -> io::Result<bool> {
+        let mut ready = self.set.readable().await?;
         // Takes the events off the inner set, so that it can become readable again.
+        let mut record = false;
         let mut events = Vec::with_capacity(64);
         loop {
             events.clear();
             let taken = epoll::wait(
-                self.0.get_ref(),
+                self.set.get_ref(),
                 rustix::buffer::spare_capacity(&mut events),
                 Some(&Timespec { tv_sec: 0, tv_nsec: 0 }),
             )?;
+            record |= events.iter().any(|event| event.data.u64() == RECORD);
+            if events.iter().any(|event| event.data.u64() == TIMER) {
+                // Starts its next period.
+                rustix::io::read(&self.timer, &mut [0; 8])?;
+            }
             if taken < 64 {
                 break;
             }
         }
         ready.clear_ready();
-        Ok(())
+        Ok(record)
     }
 }
 
@@ -93,22 +116,19 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
     let mut terminate = listen_for(SignalKind::terminate())?;
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     let mut cpus: Vec<u32> = profiler.cpus().to_vec();
-    let mut next_round = Instant::now();
+    // Whether something waits for the next round already.
+    let mut more = false;
     let mut next_look = Instant::now() + LOOK_EVERY;
     let mut greeting: Option<Greeting> = None;
 
     loop {
+        // Without an order: whoever is always ready, a storm of records or an uploader that floods, has its share only.
         tokio::select! {
-            biased;
             _ = terminate.recv() => return Ok(Outcome::Stopped),
             _ = interrupt.recv() => return Ok(Outcome::Stopped),
             woken = wake.wait() => {
-                woken.map_err(error("wait for the kernel's records"))?;
-                // Blocks the one thread on purpose: what came meanwhile would otherwise wake it for each record.
-                std::thread::sleep(GATHER);
-                next_round = Instant::now();
+                more |= woken.map_err(error("wait for the kernel's records"))?;
             }
-            () = sleep_until(next_round) => {}
             request = profiler.link.next_request() => {
                 match request {
                     Ok(request) => profiler.answer(request, now()),
@@ -136,11 +156,13 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
                 }
                 continue;
             }
+            () = std::future::ready(()), if more => {}
         }
-        if Instant::now() >= next_round {
-            let more = profiler.round(now());
-            next_round = Instant::now() + if more { GATHER } else { DRAIN_EVERY };
+        if more {
+            // Blocks the one thread on purpose: what came meanwhile would otherwise wake it for each record.
+            std::thread::sleep(GATHER);
         }
+        more = profiler.round(now());
         if Instant::now() >= next_look {
             next_look = Instant::now() + LOOK_EVERY;
             if let Some(reason) = look(&mut cpus, waits_for_kernel_addresses) {

@@ -97,6 +97,9 @@ fn is_mismatch(error: &ClientError) -> bool {
     )
 }
 
+/// How long nothing is read after all was read.
+const GATHER: Duration = Duration::from_millis(25);
+
 /// One session, from the connection to its end; the answer says why it ended.
 async fn session(
     shared: &Arc<Shared>,
@@ -165,7 +168,16 @@ fn connect_hint(error: &ChannelError) -> &'static str {
 
 async fn receive(shared: &Arc<Shared>, receiver: &mut Receiver<FromCollector>) -> ClientError {
     loop {
-        match receiver.receive().await {
+        let received = tokio::select! {
+            biased;
+            received = receiver.receive() => received,
+            // Nothing there yet. What comes meanwhile is then read together, instead of being woken for each.
+            () = std::future::ready(()) => {
+                sleep(GATHER).await;
+                receiver.receive().await
+            }
+        };
+        match received {
             Ok(message) => {
                 if let Err(fault) = apply(shared, message) {
                     return fault.into();

@@ -34,7 +34,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// The names of a window take no longer than this; what has none by then stays unnamed.
 const WINDOW_LIMIT: Duration = Duration::from_secs(30);
 /// DWARF is read so seldom that it takes at most one part in so many of the time.
-const DWARF_SHARE: u32 = 100;
+const DWARF_SHARE: u32 = 1000;
 
 /// Reads something that came from the collector.
 pub async fn run_job(shared: Arc<Shared>, job: Job) {
