@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod process;
 mod task;
 
 use aya_ebpf::{
@@ -21,14 +22,15 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use records::{
     COUNTERS_PER_CPU, Counter, End, FRAMES_PER_CALL, MAX_CALLS, MAX_CPUS, MAX_FRAMES, MAX_KERNEL_FRAMES,
-    MAX_USER_FRAMES, SAMPLE_HEADER_SIZE, SampleHeader,
+    MAX_STACK_BYTES, MAX_USER_FRAMES, MEMORY_PAGE, RESUME_SIZE, Resume, SAMPLE_HEADER_SIZE, SampleHeader,
 };
+use process::{Process, Space};
 use task::{Task, UserState};
-use unwinder::{Memory, Registers};
+use unwinder::Cursor;
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): the collector reads and writes such a map as memory, so that it
 /// never needs bpf(2) after its start.
-const MMAPABLE: u32 = 1 << 10;
+pub(crate) const MMAPABLE: u32 = 1 << 10;
 /// `BPF_RB_NO_WAKEUP`, `BPF_RB_FORCE_WAKEUP`, `BPF_RB_AVAIL_DATA` (include/uapi/linux/bpf.h).
 const NO_WAKEUP: u64 = 1;
 const FORCE_WAKEUP: u64 = 2;
@@ -59,30 +61,22 @@ pub(crate) fn global<T: Copy>(value: &'static T) -> T {
     unsafe { core::ptr::read_volatile(value) }
 }
 
+/// Words for frames, and behind them for a [`Resume`] and bytes of the stack.
+const WORDS: usize = MAX_FRAMES + (RESUME_SIZE + MAX_STACK_BYTES) / 8;
+
 /// A record and the state of its unwind.
 #[repr(C)]
 struct Work {
-    registers: Registers,
+    cursor: Cursor,
+    space: Space,
     calls: u32,
-    /// Where in `frames` the next frame goes.
+    /// Where in `words` the next frame goes.
     next: u32,
     header: SampleHeader,
-    frames: [u64; MAX_FRAMES],
+    words: [u64; WORDS],
 }
 
-const _: () = assert!(core::mem::offset_of!(Work, frames) - core::mem::offset_of!(Work, header) == SAMPLE_HEADER_SIZE);
-
-struct UserMemory;
-
-impl Memory for UserMemory {
-    #[inline(always)]
-    fn read_pair(&mut self, address: u64) -> Option<[u64; 2]> {
-        let mut pair = [0u64; 2];
-        // SAFETY: the helper writes 16 bytes to `pair`, or fails; the address may be anything.
-        let failed = unsafe { bpf_probe_read_user((&raw mut pair).cast(), 16, address as *const c_void) } != 0;
-        if failed { None } else { Some(pair) }
-    }
-}
+const _: () = assert!(core::mem::offset_of!(Work, words) - core::mem::offset_of!(Work, header) == SAMPLE_HEADER_SIZE);
 
 #[inline(always)]
 fn count(counter: u32) {
@@ -116,6 +110,9 @@ fn begin(context: &PerfEventContext) -> Option<&'static mut Work> {
     header.pid = ids.pid;
     header.tid = ids.tid;
     header.reserved = 0;
+    header.guessed = 0;
+    header.stack_bytes = 0;
+    header.process = 0;
     header.kernel_frames = 0;
     header.user_frames = 0;
     header.start_boottime = task.start_boottime();
@@ -128,7 +125,7 @@ fn begin(context: &PerfEventContext) -> Option<&'static mut Work> {
         let user_mode = task::is_user_mode(&(*data).regs);
         if !user_mode {
             let room = (MAX_KERNEL_FRAMES * 8) as u32;
-            let bytes = bpf_get_stack(context.as_ptr(), work.frames.as_mut_ptr().cast(), room, 0);
+            let bytes = bpf_get_stack(context.as_ptr(), work.words.as_mut_ptr().cast(), room, 0);
             if bytes > 0 {
                 work.next = (bytes as u32 >> 3) & 127;
                 header.kernel_frames = work.next as u16;
@@ -143,8 +140,10 @@ fn begin(context: &PerfEventContext) -> Option<&'static mut Work> {
         task.user_state()
     };
     match state {
-        UserState::Registers(registers) => {
-            work.registers = registers;
+        UserState::Registers(registers, di) => {
+            work.cursor = Cursor::new(registers, di);
+            work.space = Space::of(ids.pid);
+            work.header.process = work.space.process();
             Some(work)
         }
         UserState::Compat(registers) => {
@@ -166,20 +165,73 @@ fn begin(context: &PerfEventContext) -> Option<&'static mut Work> {
 /// Writes the record, as long as its stack is.
 #[inline(always)]
 fn finish(work: &mut Work, end: End) {
-    work.header.end = end as u32;
+    write(work, end, 0);
+}
+
+/// Writes the record with `extra` bytes behind its frames.
+#[inline(always)]
+fn write(work: &mut Work, end: End, extra: u64) {
+    work.header.end = end as u16;
+    work.header.guessed = work.cursor.guessed as u16;
     count(Counter::Ends as u32 + end as u32);
     let frames = work.next as u64;
-    if frames > MAX_FRAMES as u64 {
+    if frames > MAX_FRAMES as u64 || extra > (RESUME_SIZE + MAX_STACK_BYTES) as u64 {
         return;
     }
     work.header.user_frames = (frames as u16).wrapping_sub(work.header.kernel_frames);
     let ring = (&raw const SAMPLES).cast_mut().cast();
-    // SAFETY: header and frames lie one after the other (asserted above), and the length was checked just now.
+    // SAFETY: header and words lie one after the other (asserted above), and the lengths were checked just now.
     let failed = unsafe {
         let flags = if bpf_ringbuf_query(ring, AVAILABLE_DATA) >= global(&WAKE_AT) { FORCE_WAKEUP } else { NO_WAKEUP };
-        bpf_ringbuf_output(ring, (&raw mut work.header).cast(), SAMPLE_HEADER_SIZE as u64 + frames * 8, flags)
+        let size = SAMPLE_HEADER_SIZE as u64 + frames * 8 + extra;
+        bpf_ringbuf_output(ring, (&raw mut work.header).cast(), size, flags)
     } != 0;
     count(if failed { Counter::RingFull as u32 } else { Counter::Samples as u32 });
+}
+
+/// Writes the record of a stack that goes on in memory of which nothing is known here, with what the collector needs to go
+/// on: it knows more of the process by the time that it reads this.
+#[inline(always)]
+fn hand_over(work: &mut Work) {
+    // SAFETY: as in `push`.
+    let at = unsafe { (&raw const work.next).read_volatile() } as usize;
+    if at > MAX_FRAMES {
+        return;
+    }
+    let Cursor { registers, di, interrupted, guessed } = work.cursor;
+    // SAFETY: `at` was checked just now: behind it there is room for a `Resume` and `MAX_STACK_BYTES`. Of the first page
+    // no more is read than there is up to its end.
+    let bytes = unsafe {
+        let resume = work.words.as_mut_ptr().add(at).cast::<Resume>();
+        resume.write(Resume { ip: registers.ip, sp: registers.sp, fp: registers.fp, di, interrupted, guessed });
+        let stack = resume.cast::<u8>().add(RESUME_SIZE);
+        let first = MEMORY_PAGE - (registers.sp as usize & (MEMORY_PAGE - 1));
+        let read = |into: *mut u8, size: usize, from: u64| {
+            bpf_probe_read_user(into.cast(), size as u32, from as *const c_void) == 0
+        };
+        let from = registers.sp;
+        if !read(stack, first, from) {
+            0
+        } else if !read(stack.add(first), MEMORY_PAGE, from.wrapping_add(first as u64)) {
+            first
+        } else if !read(stack.add(first + MEMORY_PAGE), MEMORY_PAGE, from.wrapping_add((first + MEMORY_PAGE) as u64)) {
+            first + MEMORY_PAGE
+        } else if !read(
+            stack.add(first + 2 * MEMORY_PAGE),
+            MEMORY_PAGE,
+            from.wrapping_add((first + 2 * MEMORY_PAGE) as u64),
+        ) {
+            first + 2 * MEMORY_PAGE
+        } else {
+            first + 3 * MEMORY_PAGE
+        }
+    };
+    if bytes == 0 {
+        finish(work, End::NotPlaced);
+        return;
+    }
+    work.header.stack_bytes = bytes as u32;
+    write(work, End::NotPlaced, (RESUME_SIZE + bytes) as u64);
 }
 
 /// Puts a frame down; says whether there was room.
@@ -191,7 +243,7 @@ fn push(work: &mut Work, frame: u64) -> bool {
     if at as usize >= MAX_FRAMES || at >= work.header.kernel_frames as u32 + MAX_USER_FRAMES as u32 {
         return false;
     }
-    work.frames[at as usize] = frame;
+    work.words[at as usize] = frame;
     // SAFETY: as above.
     unsafe { (&raw mut work.next).write_volatile(at + 1) };
     true
@@ -200,21 +252,22 @@ fn push(work: &mut Work, frame: u64) -> bool {
 /// Puts the frame down and moves to its caller. `None`: go on.
 #[inline(always)]
 fn one_frame(work: &mut Work) -> Option<End> {
-    if !push(work, work.registers.ip) {
+    if !push(work, work.cursor.registers.ip) {
         return Some(End::TooDeep);
     }
-    let mut registers = work.registers;
-    let result = unwinder::step(&mut UserMemory, &mut registers);
-    work.registers = registers;
+    let mut cursor = work.cursor;
+    let result = unwinder::step(&mut Process(&mut work.space), &mut cursor);
+    work.cursor = cursor;
     result.err()
 }
 
 #[inline(always)]
 fn some_frames(context: &PerfEventContext, work: &mut Work) {
     for _ in 0..FRAMES_PER_CALL {
-        if let Some(end) = one_frame(work) {
-            finish(work, end);
-            return;
+        match one_frame(work) {
+            None => {}
+            Some(End::NotPlaced) => return hand_over(work),
+            Some(end) => return finish(work, end),
         }
     }
     work.calls += 1;

@@ -94,8 +94,8 @@ pub(crate) struct Ids {
 
 /// Where a task was in user space when it was sampled.
 pub(crate) enum UserState {
-    /// There.
-    Registers(Registers),
+    /// There, with this in rdi.
+    Registers(Registers, u64),
     /// There, in 32-bit code.
     Compat(Registers),
     /// It has no user space.
@@ -112,9 +112,20 @@ pub(crate) fn is_user_mode(registers: &pt_regs) -> bool {
 impl UserState {
     #[inline(always)]
     pub(crate) fn from_registers(saved: &pt_regs) -> Self {
-        let registers = Registers { ip: saved.rip, sp: saved.rsp, fp: saved.rbp };
-        match saved.cs {
-            USER_CS => UserState::Registers(registers),
+        // SAFETY: fields of a structure behind a reference; volatile, since the compiler would otherwise make one read of those
+        // of several callers, through pointers of different kinds, which the verifier refuses.
+        let (ip, sp, fp, di, cs) = unsafe {
+            (
+                (&raw const saved.rip).read_volatile(),
+                (&raw const saved.rsp).read_volatile(),
+                (&raw const saved.rbp).read_volatile(),
+                (&raw const saved.rdi).read_volatile(),
+                (&raw const saved.cs).read_volatile(),
+            )
+        };
+        let registers = Registers { ip, sp, fp };
+        match cs {
+            USER_CS => UserState::Registers(registers, di),
             USER32_CS => UserState::Compat(registers),
             _ => UserState::Unknown,
         }

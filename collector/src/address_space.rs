@@ -1,9 +1,14 @@
 //! What executable code lies where in a process: its history is applied in the order of time, so that a sample finds
 //! the mappings of its own moment.
 
-use std::rc::Rc;
+use std::{
+    cell::RefCell,
+    rc::{Rc, Weak},
+};
 
 use ipc::ExecutableId;
+
+use crate::ranges::Range;
 
 /// Most mappings kept for a process: 30 bytes each, and nobody's program has more code mapped than this. (A process
 /// that makes thousands of small regions one after the other has them merged.)
@@ -48,7 +53,11 @@ impl CodeMapping {
 /// The executable mappings of one address space, sorted, without overlaps. A fork shares them with its parent until
 /// one of the two maps something.
 #[derive(Clone, Default)]
-pub(crate) struct AddressSpace(Rc<Vec<CodeMapping>>);
+pub(crate) struct AddressSpace {
+    mappings: Rc<Vec<CodeMapping>>,
+    /// Where just these mappings are shown to the BPF programs.
+    shown: Rc<RefCell<Weak<Range>>>,
+}
 
 /// The address space has [`MAX_MAPPINGS`] already.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,13 +66,23 @@ pub(crate) struct Full;
 impl AddressSpace {
     /// The mapping that holds this address.
     pub(crate) fn find(&self, address: u64) -> Option<&CodeMapping> {
-        let after = self.0.partition_point(|mapping| mapping.start <= address);
-        self.0[..after].last().filter(|mapping| address < mapping.end)
+        let after = self.mappings.partition_point(|mapping| mapping.start <= address);
+        self.mappings[..after].last().filter(|mapping| address < mapping.end)
     }
 
     /// Every mapping.
     pub(crate) fn mappings(&self) -> &[CodeMapping] {
-        &self.0
+        &self.mappings
+    }
+
+    /// Where these mappings are shown, if they are.
+    pub(crate) fn shown(&self) -> Option<Rc<Range>> {
+        self.shown.borrow().upgrade()
+    }
+
+    /// Remembers where they are shown, for all that share them.
+    pub(crate) fn set_shown(&self, part: &Rc<Range>) {
+        *self.shown.borrow_mut() = Rc::downgrade(part);
     }
 
     /// Adds a mapping, which takes the place of what it overlaps.
@@ -71,7 +90,8 @@ impl AddressSpace {
         if new.start >= new.end {
             return Ok(());
         }
-        let mappings = Rc::make_mut(&mut self.0);
+        self.shown = Rc::default();
+        let mappings = Rc::make_mut(&mut self.mappings);
         let first = mappings.partition_point(|mapping| mapping.end <= new.start);
         let after = mappings.partition_point(|mapping| mapping.start < new.end);
         let mut replacement: [Option<CodeMapping>; 3] = [None, Some(new), None];

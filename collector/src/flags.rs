@@ -11,6 +11,9 @@ const DEFAULT_UPLOADER_USER: &str = "bulkhead-uploader";
 const DEFAULT_FREQUENCY: u32 = 100;
 /// More than this costs more than it tells.
 const MAX_FREQUENCY: u32 = 1000;
+const DEFAULT_TABLE_MEMORY: u64 = 64 << 20;
+/// Less than this does not hold a C library and a program; more than this no array can have.
+const TABLE_MEMORY: std::ops::RangeInclusive<u64> = (1 << 20)..=(4 << 30);
 
 const HELP: &str = "\
 bulkhead-collector: the privileged half of the Bulkhead profiler
@@ -24,6 +27,7 @@ Flags:
       --uploader-user=USER        User, by name or number, that may connect to the socket; nobody else can.
                                   [default: bulkhead-uploader]
       --sampling-frequency=HZ     Samples a second on each CPU, 1 to 1000. [default: 100]
+      --unwind-table-memory=SIZE  Kernel memory for unwind rows, taken at the start, 1MiB to 4GiB. [default: 64MiB]
       --log-level=LEVEL           error, warn, info or debug. [default: info]
   -h, --help                      Show this help.
   -V, --version                   Show the version.
@@ -48,6 +52,8 @@ pub(crate) struct Flags {
     pub(crate) socket: PathBuf,
     pub(crate) uploader_user: String,
     pub(crate) sampling_frequency: u32,
+    /// In bytes.
+    pub(crate) table_memory: u64,
     pub(crate) log_level: log::LevelFilter,
 }
 
@@ -57,6 +63,10 @@ pub(crate) enum FlagsError {
     Parser(#[from] lexopt::Error),
     #[error("--sampling-frequency={0}: a frequency is a whole number from 1 to {MAX_FREQUENCY}")]
     Frequency(String),
+    #[error(
+        "--unwind-table-memory={0}: a size is a whole number with KiB, MiB or GiB behind it, from 1MiB to 4GiB"
+    )]
+    TableMemory(String),
     #[error("--log-level={0}: a level is error, warn, info or debug")]
     LogLevel(String),
 }
@@ -67,6 +77,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         socket: DEFAULT_SOCKET.into(),
         uploader_user: DEFAULT_UPLOADER_USER.into(),
         sampling_frequency: DEFAULT_FREQUENCY,
+        table_memory: DEFAULT_TABLE_MEMORY,
         log_level: log::LevelFilter::Info,
     };
     let mut parser = lexopt::Parser::from_args(arguments);
@@ -85,6 +96,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     _ => return Err(FlagsError::Frequency(value)),
                 };
             }
+            Long("unwind-table-memory") => {
+                let value = parser.value()?.string()?;
+                flags.table_memory = match bytes(&value) {
+                    Some(bytes) if TABLE_MEMORY.contains(&bytes) => bytes,
+                    _ => return Err(FlagsError::TableMemory(value)),
+                };
+            }
             Long("log-level") => {
                 let value = parser.value()?.string()?;
                 flags.log_level = match value.as_str() {
@@ -99,6 +117,14 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         }
     }
     Ok(Command::Run(flags))
+}
+
+/// `64MiB` in bytes; without a unit it is bytes already.
+fn bytes(text: &str) -> Option<u64> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+    let unit = units.iter().find_map(|(unit, bits)| Some((text.strip_suffix(unit)?, *bits)));
+    let (number, bits) = unit.unwrap_or((text, 0));
+    number.trim().parse::<u64>().ok()?.checked_mul(1 << bits)
 }
 
 #[cfg(test)]
@@ -120,12 +146,13 @@ mod tests {
             "--sampling-frequency",
             "19",
             "--log-level=debug",
+            "--unwind-table-memory=2MiB",
         ]) else {
             panic!()
         };
         assert_eq!(flags.socket.to_str(), Some("/a"));
         assert_eq!(flags.uploader_user, "nobody");
-        assert_eq!(flags.sampling_frequency, 19);
+        assert_eq!((flags.sampling_frequency, flags.table_memory), (19, 2 << 20));
         assert_eq!(flags.log_level, log::LevelFilter::Debug);
     }
 
@@ -136,6 +163,10 @@ mod tests {
             (&["--sampling-frequency=1001"], "=1001"),
             (&["--sampling-frequency=x"], "=x"),
             (&["--log-level=loud"], "=loud"),
+            (&["--unwind-table-memory=5GiB"], "5GiB: a size"),
+            (&["--unwind-table-memory=1"], "from 1MiB"),
+            (&["--unwind-table-memory=99999999999GiB"], "from 1MiB"),
+            (&["--unwind-table-memory=MiB"], "from 1MiB"),
             (&["--bogus"], "--bogus"),
             (&["--socket"], "--socket"),
             (&["surplus"], "surplus"),
@@ -148,8 +179,10 @@ mod tests {
     #[test]
     fn help_names_every_flag() {
         let Ok(Command::Print(help)) = run(&["--help"]) else { panic!() };
-        for flag in ["--socket", "--uploader-user", "--sampling-frequency", "--log-level", "--version"] {
-            assert!(help.contains(flag));
+        for flag in
+            ["socket", "uploader-user", "sampling-frequency", "unwind-table-memory", "log-level", "version"]
+        {
+            assert!(help.contains(&format!("--{flag}")));
         }
     }
 }

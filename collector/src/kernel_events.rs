@@ -106,7 +106,8 @@ impl KernelEvents {
             .sample(SampleFlag::TID)
             .sample(SampleFlag::TIME)
             .clockid(Clock::MONOTONIC)
-            .wakeup_events(1);
+            // Not `wakeup_events`: that counts samples only, of which this event has none.
+            .wakeup_watermark(1);
         let config = ParseConfig::from(*builder.attrs());
         let mut rings = Vec::new();
         for cpu in cpus {

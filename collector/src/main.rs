@@ -17,12 +17,18 @@ mod processes;
 mod procfs;
 mod profiler;
 mod programs;
+mod ranges;
 mod registry;
+mod rule_store;
 mod samples;
 mod serve;
 mod session;
 mod setup;
+mod shared_array;
 mod socket;
+mod spaces;
+mod stacks;
+mod unwind_tables;
 mod vdso;
 
 use std::process::ExitCode;

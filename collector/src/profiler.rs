@@ -14,15 +14,19 @@ use records::{End, FileOffset, Loss, ProcessAddress};
 
 use crate::{
     address_space::Code,
+    counters::Losses,
     executables,
     kernel_events::{KernelEvent, KernelEvents},
     kernel_symbols::KernelText,
     link::Link,
     perf_map,
     processes::NewProcess,
-    programs::Programs,
+    programs::{Programs, Shared},
     registry::Registry,
     samples::{self, RawSample},
+    spaces::Spaces,
+    stacks,
+    unwind_tables::{TableError, UnwindTables},
 };
 
 /// What is younger than this (nanoseconds) waits for the next round: another CPU may be about to write something older.
@@ -46,6 +50,8 @@ pub(crate) struct Profiler {
     kernel_symbols: Option<(KernelSymbols, OwnedFd)>,
     vdso: Option<OwnedFd>,
     registry: Registry,
+    tables: UnwindTables,
+    spaces: Spaces,
     pub(crate) link: Link,
     welcome: Welcome,
     /// What waits for its turn, sorted by time.
@@ -53,8 +59,9 @@ pub(crate) struct Profiler {
     samples: Vec<RawSample>,
     clock_ticks: u64,
     applied_events: u64,
-    /// Stacks that were cut, by the end that they would have had.
-    cut: Vec<u64>,
+    /// Stacks that ended otherwise than the programs counted, by the one end and by the other.
+    not_ended_so: Vec<u64>,
+    ended_so: Vec<u64>,
     unknown_kernel_code: bool,
     last: Times,
 }
@@ -71,6 +78,7 @@ struct Times {
 /// What [`Profiler`] is made of.
 pub(crate) struct Parts {
     pub(crate) programs: Programs,
+    pub(crate) shared: Shared,
     pub(crate) kernel_events: KernelEvents,
     pub(crate) kernel_text: KernelText,
     pub(crate) kernel_symbols: Option<(KernelSymbols, OwnedFd)>,
@@ -87,17 +95,21 @@ impl Profiler {
             kernel_symbols: parts.kernel_symbols,
             vdso: parts.vdso,
             registry: Registry::new(),
+            tables: UnwindTables::new(parts.shared.tables),
+            spaces: Spaces::new(parts.shared.spaces),
             link: Link::default(),
             welcome: parts.welcome,
             events: Vec::new(),
             samples: Vec::new(),
             clock_ticks: rustix::param::clock_ticks_per_second(),
             applied_events: 0,
-            cut: vec![0; End::ALL.len() + 1],
+            not_ended_so: vec![0; End::ALL.len() + 1],
+            ended_so: vec![0; End::ALL.len() + 1],
             unknown_kernel_code: false,
             last: Times { tick: now, scan: now, look_for_gone: now, read_symbols: now },
         };
         profiler.registry.scan(now, &mut profiler.link)?;
+        profiler.show(now);
         Ok(profiler)
     }
 
@@ -128,10 +140,32 @@ impl Profiler {
         }
         self.events = events;
         self.samples = samples;
+        self.show(now);
         self.link.flush(&mut self.registry.losses);
         self.registry.forget_ended(settled.saturating_sub(LINGERING), &mut self.link);
         self.housekeeping(now);
         !self.events.is_empty()
+    }
+
+    /// Shows the BPF programs what has changed, and asks for the rows of what is new.
+    fn show(&mut self, now: u64) {
+        let Profiler { registry, tables, spaces, link, .. } = self;
+        // Several changes of one process are one.
+        registry.changed.sort_unstable();
+        registry.changed.dedup();
+        for pid in registry.changed.drain(..) {
+            match registry.processes.get_mut(pid) {
+                Some(process) if process.threads > 0 => {
+                    spaces.show(pid, process.id.0, &process.space, tables, now);
+                }
+                _ => spaces.hide(pid, now),
+            }
+        }
+        for executable in registry.passed.drain(..) {
+            want_rows(tables, link, &mut registry.losses, executable, now);
+        }
+        tables.settle(now);
+        spaces.settle(now);
     }
 
     /// Takes what the kernel has recorded.
@@ -153,7 +187,10 @@ impl Profiler {
     fn housekeeping(&mut self, now: u64) {
         if now.saturating_sub(self.last.tick) >= SECOND {
             self.last.tick = now;
-            self.registry.tick();
+            if self.registry.tick() {
+                let executables = &self.registry.executables;
+                self.tables.retain(|id| executables.get(id).is_some(), now);
+            }
             if self.link.session().is_some() {
                 let counters = FromCollector::Counters(self.counters());
                 self.link.tell(&counters, None, &mut self.registry.losses);
@@ -184,9 +221,10 @@ impl Profiler {
 
     fn counters(&self) -> Counters {
         let kernel = self.programs.counters.totals();
-        let mut ends: Vec<u64> =
-            kernel.ends.iter().zip(&self.cut).map(|(all, cut)| all.saturating_sub(*cut)).collect();
-        ends[End::NotCode as usize] += self.cut.iter().sum::<u64>();
+        let mut ends = kernel.ends.clone();
+        for (end, (less, more)) in ends.iter_mut().zip(self.not_ended_so.iter().zip(&self.ended_so)) {
+            *end = (*end + more).saturating_sub(*less);
+        }
         Counters {
             samples: kernel.samples,
             idle: kernel.idle,
@@ -195,11 +233,13 @@ impl Profiler {
             kernel_events: self.applied_events,
             processes: self.registry.processes.len() as u64,
             executables: self.registry.executables.len() as u64,
+            tables: self.tables.counters(),
         }
     }
 
     /// Takes in an uploader that has greeted.
     pub(crate) fn begin_session(&mut self, channel: ipc::CollectorEnd) {
+        self.tables.end_session();
         self.link.begin(channel);
         let welcome = FromCollector::Welcome(self.welcome.clone());
         self.link.tell(&welcome, None, &mut self.registry.losses);
@@ -224,11 +264,11 @@ impl Profiler {
     }
 
     /// Passes on one sample.
-    fn sample(&mut self, raw: RawSample, now: u64) {
+    fn sample(&mut self, mut raw: RawSample, now: u64) {
         let start_time = raw.start_boottime / (SECOND / self.clock_ticks);
         let Some(id) = self.process_of(&raw, start_time, now) else { return };
         let kernel = self.kernel_frames(&raw.kernel);
-        let (user, end) = self.user_frames(&raw);
+        let user = self.user_frames(&mut raw, id, now);
         if self.link.session().is_none() {
             self.registry.losses.add(Loss::NoUploader, 1);
             return;
@@ -239,7 +279,8 @@ impl Profiler {
             tid: raw.tid,
             cpu: raw.cpu,
             thread_comm: raw.comm,
-            end,
+            end: raw.end,
+            guessed: raw.guessed,
             kernel,
             user,
         };
@@ -308,13 +349,23 @@ impl Profiler {
         frames
     }
 
-    /// Places the frames. What lies in no executable mapping is no code address and stays here (W7); the stack is cut
-    /// there.
-    fn user_frames(&mut self, raw: &RawSample) -> (Vec<UserFrame>, u8) {
+    /// Places the frames, after those that the programs could not find are found. What lies in no executable mapping is no
+    /// code address and stays here (W7); the stack is cut there.
+    fn user_frames(&mut self, raw: &mut RawSample, id: ProcessId, now: u64) -> Vec<UserFrame> {
+        let counted = raw.end;
         let mut frames = Vec::with_capacity(raw.user.len());
         let mut used: Vec<(ExecutableId, u64, u64)> = Vec::new();
         let mut anonymous = false;
-        let Some(process) = self.registry.processes.get_mut(raw.pid) else { return (frames, raw.end) };
+        let Some(process) = self.registry.processes.get_mut(raw.pid) else { return frames };
+        if raw.process != 0 && raw.process != id.0 && raw.user.len() > 1 {
+            // Unwound by what was mapped before an exec: anything but the first frame may be wrong.
+            raw.user.truncate(1);
+            raw.end = End::Stale as u8;
+        } else if let Some(rest) = raw.rest.take() {
+            let (end, guessed) = stacks::finish(&rest, &process.space, &mut self.tables, &mut raw.user);
+            raw.end = end as u8;
+            raw.guessed = guessed;
+        }
         for (i, address) in raw.user.iter().enumerate() {
             // A return address may be the first byte after its mapping; the call before it is not.
             let back = u64::from(i > 0);
@@ -333,22 +384,26 @@ impl Profiler {
                 }
             });
         }
-        let mut end = raw.end;
         if frames.len() < raw.user.len() {
-            end = End::NotCode as u8;
-            if let Some(cut) = self.cut.get_mut(usize::from(raw.end)) {
-                *cut += 1;
-            }
+            raw.end = End::NotCode as u8;
+        }
+        if raw.end != counted {
+            let count =
+                |counts: &mut Vec<u64>, end: u8| counts.get_mut(usize::from(end)).map(|count| *count += 1);
+            count(&mut self.not_ended_so, counted);
+            count(&mut self.ended_so, raw.end);
         }
         if self.link.session().is_some() {
             for (id, start, end) in used {
                 self.tell_used(id, raw.pid, start, end);
+                let Profiler { tables, link, registry, .. } = self;
+                want_rows(tables, link, &mut registry.losses, id, now);
             }
             if anonymous {
                 self.tell_anonymous(raw.pid);
             }
         }
-        (frames, end)
+        frames
     }
 
     /// Tells of an executable that a sample is in, with its file, if this session was not told yet.
@@ -377,9 +432,28 @@ impl Profiler {
     }
 
     /// Answers what the uploader asks. Ids that were not handed out to it, and more than its allowance, are refused.
-    pub(crate) fn answer(&mut self, request: FromUploader, now: u64) {
+    pub(crate) fn answer(&mut self, request: &FromUploader, now: u64) {
+        let tables = &mut self.tables;
+        let taken = match request {
+            FromUploader::Reopen(_) | FromUploader::ReopenPerfMap(_) => {
+                return self.reopen_one(request, now);
+            }
+            FromUploader::TableBegin(begin) => tables.begin(*begin, now),
+            FromUploader::TableRules(rules) => tables.add_rules(rules),
+            FromUploader::TablePages(pages) => tables.add_pages(pages),
+            FromUploader::TableRows(rows) => tables.add_rows(rows),
+            FromUploader::TableEnd => tables.end(now),
+        };
+        match taken {
+            // The rest of a table that was refused already.
+            Ok(()) | Err(TableError::NotBegun) => {}
+            Err(error) => log::debug!("unwind rows of the uploader's were refused: {error}"),
+        }
+    }
+
+    fn reopen_one(&mut self, request: &FromUploader, now: u64) {
         let allowed = self.link.may_ask(now);
-        let (message, file) = match request {
+        let (message, file) = match *request {
             FromUploader::Reopen(id) => match allowed.then(|| self.reopen(id)).flatten() {
                 Some((executable, file)) => (FromCollector::Executable(executable), Some(file)),
                 None => (FromCollector::NotReopened(NotReopened::Executable(id)), None),
@@ -388,6 +462,7 @@ impl Profiler {
                 Some(file) => (FromCollector::Anonymous(Anonymous { process: id }), Some(file)),
                 None => (FromCollector::NotReopened(NotReopened::PerfMap(id)), None),
             },
+            _ => return,
         };
         self.link.tell(&message, file, &mut self.registry.losses);
     }
@@ -421,5 +496,20 @@ impl Profiler {
             return None;
         }
         perf_map::open_of(pid).ok()
+    }
+}
+
+/// Asks the uploader for the rows of an executable, if there are none and it was not asked lately.
+fn want_rows(
+    tables: &mut UnwindTables,
+    link: &mut Link,
+    losses: &mut Losses,
+    executable: ExecutableId,
+    now: u64,
+) {
+    if let Some(session) = link.session()
+        && tables.used(executable, session, now)
+    {
+        link.tell(&FromCollector::WantRows(executable), None, losses);
     }
 }

@@ -11,11 +11,15 @@ use aya::{
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
 };
+use records::{MAX_RULES, SLOT_BITS};
 use thiserror::Error;
 
 use crate::{
     counters::KernelCounters,
     layout::{self, Btf, LayoutError},
+    shared_array::{Plain, SharedArray},
+    spaces::{self, SpaceArrays},
+    unwind_tables::{self, TableArrays},
 };
 
 /// The committed object (see `script/build-ebpf`), aligned as an ELF file must be to be read in place.
@@ -47,7 +51,13 @@ pub(crate) enum ProgramsError {
     OnlineCpus(#[source] io::Error),
 }
 
-/// The loaded programs and what they share with this process. Dropping it ends the sampling.
+/// What the programs read of what this process knows.
+pub(crate) struct Shared {
+    pub(crate) tables: TableArrays,
+    pub(crate) spaces: SpaceArrays,
+}
+
+/// The loaded programs and what they tell this process. Dropping it ends the sampling.
 pub(crate) struct Programs {
     pub(crate) ring: RingBuf<MapData>,
     pub(crate) counters: KernelCounters,
@@ -97,8 +107,12 @@ impl Machine {
     }
 }
 
-/// Loads the programs and attaches them to every online CPU.
-pub(crate) fn start(machine: &Machine, frequency: u32) -> Result<Programs, ProgramsError> {
+/// Loads the programs and attaches them to every online CPU. `frequency` in Hz, `table_memory` in bytes.
+pub(crate) fn start(
+    machine: &Machine,
+    frequency: u32,
+    table_memory: u64,
+) -> Result<(Programs, Shared), ProgramsError> {
     let offsets = layout::offsets(&Btf::of_kernel()?)?;
     let cpus = aya::util::online_cpus().map_err(|(_, source)| ProgramsError::OnlineCpus(source))?;
     let ring_size = ring_size(cpus.len());
@@ -111,6 +125,12 @@ pub(crate) fn start(machine: &Machine, frequency: u32) -> Result<Programs, Progr
     let mut loader = EbpfLoader::new();
     // Nothing in the object is relocated against the kernel's types, so aya need not parse them.
     loader.btf(None).map_max_entries("SAMPLES", ring_size);
+    let (pairs, pages) = unwind_tables::sizes(table_memory);
+    loader
+        .map_max_entries("ROWS", pairs)
+        .map_max_entries("PAGES", pages)
+        .map_max_entries("TABLES", unwind_tables::MAX_TABLES)
+        .map_max_entries("MAPPINGS", spaces::MAX_MAPPINGS);
     loader.override_global("WAKE_AT", &wake_at, true);
     loader.override_global("PID_NAMESPACE", &pid_namespace, true);
     loader.override_global("CGROUP_V1", &cgroup_v1, true);
@@ -149,13 +169,36 @@ pub(crate) fn start(machine: &Machine, frequency: u32) -> Result<Programs, Progr
         return Err(ProgramsError::Lacks("COUNTERS"));
     };
     let highest = sampled.iter().max().map_or(0, |cpu| *cpu as usize);
-    Ok(Programs {
+    let shared = Shared {
+        tables: TableArrays {
+            rows: shared_array(&mut object, "ROWS", pairs)?,
+            pages: shared_array(&mut object, "PAGES", pages)?,
+            rules: shared_array(&mut object, "RULES", MAX_RULES)?,
+            entries: shared_array(&mut object, "TABLES", unwind_tables::MAX_TABLES * 2)?,
+        },
+        spaces: SpaceArrays {
+            mappings: shared_array(&mut object, "MAPPINGS", spaces::MAX_MAPPINGS)?,
+            slots: shared_array(&mut object, "SPACES", 2 << SLOT_BITS)?,
+        },
+    };
+    let programs = Programs {
         ring: take(&mut object, "SAMPLES")?.try_into()?,
         counters: KernelCounters::new(counters.fd().as_fd(), highest + 1)?,
         cpus: sampled,
         _loaded: object,
         _tail_calls: tail_calls,
-    })
+    };
+    Ok((programs, shared))
+}
+
+/// A map as memory: from here on it is written without bpf(2).
+fn shared_array<T: Plain>(
+    loaded: &mut Ebpf,
+    name: &'static str,
+    length: u32,
+) -> Result<SharedArray<T>, ProgramsError> {
+    let Map::Array(map) = take(loaded, name)? else { return Err(ProgramsError::Lacks(name)) };
+    Ok(SharedArray::new(map.fd().as_fd(), length)?)
 }
 
 /// No such device: what `perf_event_open` says of a CPU that is offline.

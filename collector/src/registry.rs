@@ -30,6 +30,10 @@ pub(crate) struct Registry {
     /// Records were lost, so that `/proc` must be read again.
     pub(crate) incomplete: bool,
     look_ups: u32,
+    /// Pids of which the BPF programs must be told anew.
+    pub(crate) changed: Vec<u32>,
+    /// Executables that the uploader has just got the file of.
+    pub(crate) passed: Vec<ExecutableId>,
     /// Processes whose last thread has ended, oldest first: when, and which.
     ended: VecDeque<(u64, u32, ProcessId)>,
 }
@@ -43,6 +47,8 @@ impl Registry {
             losses: Losses::new(),
             incomplete: false,
             look_ups: 0,
+            changed: Vec::new(),
+            passed: Vec::new(),
             ended: VecDeque::new(),
         }
     }
@@ -63,16 +69,20 @@ impl Registry {
         let gone: Vec<u32> = self.processes.pids().filter(|pid| !procfs::exists(*pid)).collect();
         for pid in gone {
             let removed = self.processes.remove(pid);
+            self.changed.push(pid);
             self.tell_end(removed.as_ref(), link);
         }
     }
 
     /// Called once a second.
-    pub(crate) fn tick(&mut self) {
+    /// Returns whether executables were forgotten.
+    pub(crate) fn tick(&mut self) -> bool {
         self.look_ups = 0;
-        if self.executables.len() > MAX_EXECUTABLES {
+        let too_many = self.executables.len() > MAX_EXECUTABLES;
+        if too_many {
             self.executables.retain(&self.processes.mapped_executables());
         }
+        too_many
     }
 
     /// Applies one record.
@@ -143,6 +153,7 @@ impl Registry {
         };
         process.threads = process.threads.saturating_sub(1);
         if process.threads == 0 {
+            self.changed.push(pid);
             self.ended.push_back((at, pid, process.id));
         }
     }
@@ -173,6 +184,7 @@ impl Registry {
             {
                 self.losses.add(Loss::TooManyMappings, 1);
             }
+            self.changed.push(mapped.pid);
         }
     }
 
@@ -205,6 +217,7 @@ impl Registry {
     /// the same keeps its id.
     fn look_up(&mut self, pid: u32, now: u64, link: &mut Link) {
         let Some(stat) = procfs::stat(pid) else { return };
+        self.changed.push(pid);
         let mut space = AddressSpace::default();
         for mapped in procfs::executable_mappings(pid, MAX_MAPPINGS).unwrap_or_default() {
             if let Some((mapping, _)) = self.code_mapping(&mapped, now)
@@ -236,6 +249,7 @@ impl Registry {
 
     /// Adds a process; whatever had its pid before has ended.
     pub(crate) fn insert(&mut self, pid: u32, new: NewProcess, link: &mut Link) {
+        self.changed.push(pid);
         match self.processes.insert(pid, new) {
             Ok(old) => self.tell_end(old.as_ref(), link),
             Err(_) => self.losses.add(Loss::TooManyProcesses, 1),
@@ -253,6 +267,9 @@ impl Registry {
         if let Some(session) = link.session()
             && let Some(executable) = self.executables.tell(id, session)
         {
+            if file.is_some() {
+                self.passed.push(id);
+            }
             link.tell(&FromCollector::Executable(executable), file, &mut self.losses);
         }
     }

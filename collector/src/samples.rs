@@ -1,6 +1,7 @@
 //! The records of the BPF program, out of the ring.
 
-use records::{COMM_LENGTH, SAMPLE_HEADER_SIZE, SampleHeader};
+use records::{COMM_LENGTH, MAX_STACK_BYTES, RESUME_SIZE, Resume, SAMPLE_HEADER_SIZE, SampleHeader};
+use unwinder::{Cursor, Registers};
 
 /// A record, taken apart.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -12,10 +13,42 @@ pub(crate) struct RawSample {
     pub(crate) tid: u32,
     pub(crate) cpu: u32,
     pub(crate) end: u8,
+    pub(crate) guessed: u16,
+    /// What the process was called in the table that the stack was unwound by; 0: it was in none.
+    pub(crate) process: u32,
     pub(crate) comm: Vec<u8>,
     /// Addresses, innermost first.
     pub(crate) kernel: Vec<u64>,
     pub(crate) user: Vec<u64>,
+    /// Where to go on, if the programs knew too little of the process.
+    pub(crate) rest: Option<Box<Rest>>,
+}
+
+/// The part of a stack that is still to be unwound. It stays in this process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Rest {
+    /// At the last of the user frames.
+    pub(crate) cursor: Cursor,
+    /// The stack, from the cursor's stack pointer on.
+    pub(crate) stack: Vec<u8>,
+}
+
+impl Rest {
+    fn parse(bytes: &[u8]) -> Option<Box<Self>> {
+        use std::mem::offset_of;
+        let (resume, stack) = bytes.split_at_checked(RESUME_SIZE)?;
+        let word = |at: usize| Some(u64::from_ne_bytes(resume.get(at..at + 8)?.try_into().ok()?));
+        let half = |at: usize| Some(u32::from_ne_bytes(resume.get(at..at + 4)?.try_into().ok()?));
+        let registers = Registers {
+            ip: word(offset_of!(Resume, ip))?,
+            sp: word(offset_of!(Resume, sp))?,
+            fp: word(offset_of!(Resume, fp))?,
+        };
+        let di = word(offset_of!(Resume, di))?;
+        let interrupted = half(offset_of!(Resume, interrupted))?;
+        let guessed = half(offset_of!(Resume, guessed))?;
+        Some(Box::new(Rest { cursor: Cursor { registers, di, interrupted, guessed }, stack: stack.to_vec() }))
+    }
 }
 
 /// Reads a record; `None` if it is not as long as it says or holds what no record holds.
@@ -28,10 +61,13 @@ pub(crate) fn parse(record: &[u8]) -> Option<RawSample> {
     let comm = record.get(comm..comm + COMM_LENGTH)?.split(|byte| *byte == 0).next()?.to_vec();
     let kernel = usize::from(u16_at(offset_of!(SampleHeader, kernel_frames))?);
     let user = usize::from(u16_at(offset_of!(SampleHeader, user_frames))?);
-    let frames = record.get(SAMPLE_HEADER_SIZE..)?;
-    if frames.len() != (kernel + user) * 8 {
-        return None;
-    }
+    let (frames, rest) = record.get(SAMPLE_HEADER_SIZE..)?.split_at_checked((kernel + user) * 8)?;
+    let stack_bytes = usize::try_from(u32_at(offset_of!(SampleHeader, stack_bytes))?).ok()?;
+    let rest = match stack_bytes {
+        0 if rest.is_empty() => None,
+        1..=MAX_STACK_BYTES if rest.len() == RESUME_SIZE + stack_bytes => Some(Rest::parse(rest)?),
+        _ => return None,
+    };
     let mut frames =
         frames.chunks_exact(8).filter_map(|chunk| Some(u64::from_ne_bytes(chunk.try_into().ok()?)));
     Some(RawSample {
@@ -41,10 +77,13 @@ pub(crate) fn parse(record: &[u8]) -> Option<RawSample> {
         pid: u32_at(offset_of!(SampleHeader, pid))?,
         tid: u32_at(offset_of!(SampleHeader, tid))?,
         cpu: u32_at(offset_of!(SampleHeader, cpu))?,
-        end: u8::try_from(u32_at(offset_of!(SampleHeader, end))?).ok()?,
+        end: u8::try_from(u16_at(offset_of!(SampleHeader, end))?).ok()?,
+        guessed: u16_at(offset_of!(SampleHeader, guessed))?,
+        process: u32_at(offset_of!(SampleHeader, process))?,
         comm,
         kernel: frames.by_ref().take(kernel).collect(),
         user: frames.collect(),
+        rest,
     })
 }
 
@@ -63,8 +102,11 @@ mod tests {
         }
         record.extend(1u16.to_ne_bytes());
         record.extend(2u16.to_ne_bytes());
-        record.extend(7u32.to_ne_bytes());
-        record.extend(0u32.to_ne_bytes());
+        record.extend(7u16.to_ne_bytes());
+        record.extend(1u16.to_ne_bytes());
+        for word in [0u32, 9, 0] {
+            record.extend(word.to_ne_bytes());
+        }
         record.extend(b"name\0garbage....");
         for frame in [10u64, 20, 21] {
             record.extend(frame.to_ne_bytes());
@@ -77,9 +119,12 @@ mod tests {
             tid: 5,
             cpu: 6,
             end: 7,
+            guessed: 1,
+            process: 9,
             comm: b"name".to_vec(),
             kernel: vec![10],
             user: vec![20, 21],
+            rest: None,
         };
         assert_eq!(parse(&record), Some(expected));
         for length in 0..record.len() {
@@ -87,5 +132,24 @@ mod tests {
         }
         record.extend([0; 8]);
         assert_eq!(parse(&record), None);
+    }
+
+    #[test]
+    fn a_stack_comes_with_where_to_go_on() {
+        let mut record = vec![0; SAMPLE_HEADER_SIZE];
+        record[44] = 16;
+        for word in [1u64, 2, 3, 9] {
+            record.extend(word.to_ne_bytes());
+        }
+        record.extend(1u32.to_ne_bytes());
+        record.extend(4u32.to_ne_bytes());
+        record.extend([5; 16]);
+        let rest = parse(&record).unwrap().rest.unwrap();
+        let registers = Registers { ip: 1, sp: 2, fp: 3 };
+        assert_eq!(rest.cursor, Cursor { registers, di: 9, interrupted: 1, guessed: 4 });
+        assert_eq!(rest.stack, [5; 16]);
+        for length in 0..record.len() {
+            assert_eq!(parse(&record[..length]), None);
+        }
     }
 }

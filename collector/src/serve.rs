@@ -73,7 +73,8 @@ impl Wake {
         for file in kernel_events.files() {
             add(file)?;
         }
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         let every = Itimerspec { it_interval: DRAIN_EVERY, it_value: DRAIN_EVERY };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &every)?;
         epoll::add(&set, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
@@ -131,7 +132,7 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
             }
             request = profiler.link.next_request() => {
                 match request {
-                    Ok(request) => profiler.answer(request, now()),
+                    Ok(request) => profiler.answer(&request, now()),
                     Err(error) => profiler.end_session(&error),
                 }
                 continue;

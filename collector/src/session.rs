@@ -221,6 +221,7 @@ mod tests {
             cpu: 0,
             thread_comm: vec![b'x'; 15],
             end: 1,
+            guessed: 0,
             kernel: vec![],
             user: vec![ipc::UserFrame::Anonymous(records::ProcessAddress(u64::MAX)); frames],
         }

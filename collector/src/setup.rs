@@ -66,7 +66,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Ready, SetupError> {
     raise_file_limit();
 
     let machine = Machine::look().map_err(SetupError::Machine)?;
-    let programs = programs::start(&machine, flags.sampling_frequency)?;
+    let (programs, shared) = programs::start(&machine, flags.sampling_frequency, flags.table_memory)?;
     let kernel_events = KernelEvents::open(&programs.cpus)?;
     let mut kernel_text = KernelText::open().map_err(SetupError::KernelSymbols)?;
     let kernel_symbols = kernel_text.read().map_err(SetupError::KernelSymbols)?;
@@ -76,7 +76,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Ready, SetupError> {
     let may_read_addresses = !limitations.no_syslog;
     let welcome =
         limitations.welcome(&machine, &programs, flags.sampling_frequency, kernel_symbols.is_some());
-    let parts = Parts { programs, kernel_events, kernel_text, kernel_symbols, vdso, welcome };
+    let parts = Parts { programs, shared, kernel_events, kernel_text, kernel_symbols, vdso, welcome };
 
     // From here on nothing can be loaded, attached or opened that needs more than this.
     security::keep_exactly(&policy::KEPT.map(|(capability, _)| capability))?;

@@ -44,7 +44,7 @@ impl Message for FromCollector {
 }
 
 impl Message for FromUploader {
-    const MAX_SIZE: usize = 64;
+    const MAX_SIZE: usize = MAX_MESSAGE_SIZE;
 
     fn may_carry_file(&self) -> bool {
         false
@@ -260,8 +260,10 @@ mod tests {
     #[tokio::test]
     async fn a_packet_beyond_the_limit_of_its_direction_is_refused() {
         let (mut collector, uploader) = pair();
-        uploader.sender.send_packet(&[0; 65], None).await.unwrap();
-        assert!(matches!(collector.receiver.receive().await, Err(ChannelError::TooLarge(64))));
+        let packet = vec![0; MAX_MESSAGE_SIZE + 1];
+        uploader.sender.send_packet(&packet, None).await.unwrap();
+        let received = collector.receiver.receive().await;
+        assert!(matches!(received, Err(ChannelError::TooLarge(MAX_MESSAGE_SIZE))));
     }
 
     #[tokio::test]

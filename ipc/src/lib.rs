@@ -17,6 +17,6 @@ pub use handshake::{
 };
 pub use messages::{
     Anonymous, Cgroup, CgroupId, Comm, Counters, Executable, ExecutableId, ExecutableKind, FromCollector,
-    FromUploader, Identity, KernelFrame, KernelSymbols, Limitation, ModuleId, NotReopened, Process,
-    ProcessId, Sample, UserFrame, Welcome,
+    FromUploader, Identity, KernelFrame, KernelSymbols, Limitation, ModuleId, NotReopened, PageRows, Process,
+    ProcessId, Sample, TableBegin, TableCounters, UserFrame, Welcome,
 };

@@ -3,7 +3,7 @@
 //! Ids (of processes, executables, cgroups) are handed out by the collector, count up from 1 and are good for one
 //! session: from one handshake to the end of that connection.
 
-use records::{FileOffset, ProcessAddress};
+use records::{FileOffset, ProcessAddress, Rule};
 use serde::{Deserialize, Serialize};
 
 macro_rules! id {
@@ -63,15 +63,51 @@ pub enum FromCollector {
     /// The answer to [`FromUploader::Reopen`] when the file cannot be had. (Else the answer is an
     /// [`FromCollector::Executable`] with its file.)
     NotReopened(NotReopened),
+    /// The collector has no unwind rows of this executable, which is in use.
+    WantRows(ExecutableId),
 }
 
 /// From the uploader to the collector.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum FromUploader {
     /// Open this executable once more and pass the file.
     Reopen(ExecutableId),
     /// Open the perf map of this process once more and pass the file.
     ReopenPerfMap(ProcessId),
+    /// Begins the unwind table of an executable. What follows belongs to it, in the order of these variants, each as
+    /// often as it takes; one that was begun before and not ended is dropped.
+    TableBegin(TableBegin),
+    /// Its rules, in the order of the table's own numbers.
+    TableRules(Vec<Rule>),
+    /// Its pages of text, in order.
+    TablePages(Vec<PageRows>),
+    /// Its rows, in order: each a [`records::Row`] with the table's own number of the rule.
+    TableRows(Vec<u32>),
+    /// That was all of it.
+    TableEnd,
+}
+
+/// What is to come of an unwind table. An executable without rows has a table too: an empty one, so that it is not asked
+/// for again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TableBegin {
+    /// The executable.
+    pub executable: ExecutableId,
+    /// Number of its first page of text: file offset `>> records::PAGE_BITS`.
+    pub first_page: u32,
+    /// Number of pages.
+    pub pages: u32,
+    /// Number of rows.
+    pub rows: u32,
+}
+
+/// The rows of a page of text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PageRows {
+    /// The first one, counted from the table's first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// What the uploader should know of the collector.
@@ -202,6 +238,8 @@ pub struct Sample {
     pub thread_comm: Vec<u8>,
     /// How the unwind of the user stack ended: the number of a [`records::End`].
     pub end: u8,
+    /// Frames in files that were left by frame pointers, since no unwind row covers them.
+    pub guessed: u16,
     /// Kernel frames, innermost first; empty if the sample was taken in user space. All but the first are return
     /// addresses.
     pub kernel: Vec<KernelFrame>,
@@ -245,6 +283,33 @@ pub struct Counters {
     pub processes: u64,
     /// Executables that the collector knows of now.
     pub executables: u64,
+    /// Of unwind tables.
+    pub tables: TableCounters,
+}
+
+/// What the collector has counted of unwind tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TableCounters {
+    /// Tables that are there now.
+    pub tables: u64,
+    /// Bytes that their rows take now, and that they may take.
+    pub row_bytes: u64,
+    /// See `row_bytes`.
+    pub row_bytes_most: u64,
+    /// Distinct rules.
+    pub rules: u64,
+    /// Tables that were shown.
+    pub shown: u64,
+    /// Tables that made room for others.
+    pub evicted: u64,
+    /// Tables that were refused because something in them was wrong.
+    pub refused: u64,
+    /// Tables that have more rows than the whole store.
+    pub too_large: u64,
+    /// Tables that found no room at the time.
+    pub no_room: u64,
+    /// Rules that found no room: their rows end an unwind.
+    pub rules_full: u64,
 }
 
 /// A file that was asked for and cannot be had.
@@ -300,6 +365,7 @@ pub(crate) mod examples {
                 cpu: 1,
                 thread_comm: b"t".to_vec(),
                 end: 1,
+                guessed: 2,
                 kernel: vec![KernelFrame::Known(ModuleId::KERNEL, 0x1234), KernelFrame::Unknown],
                 user: vec![
                     UserFrame::File(ExecutableId(70_000), FileOffset(0x1010)),
@@ -314,11 +380,26 @@ pub(crate) mod examples {
                 ..Counters::default()
             }),
             FromCollector::NotReopened(NotReopened::PerfMap(process)),
+            FromCollector::WantRows(ExecutableId(5)),
         ]
     }
 
     /// One of each message.
     pub(crate) fn from_uploader() -> Vec<FromUploader> {
-        vec![FromUploader::Reopen(ExecutableId(u32::MAX)), FromUploader::ReopenPerfMap(ProcessId(1))]
+        let rule = Rule { cfa: 1, fp: 1, fp_offset: -16, cfa_offset: 8 };
+        vec![
+            FromUploader::Reopen(ExecutableId(u32::MAX)),
+            FromUploader::ReopenPerfMap(ProcessId(1)),
+            FromUploader::TableBegin(TableBegin {
+                executable: ExecutableId(1),
+                first_page: 1,
+                pages: 2,
+                rows: u32::MAX,
+            }),
+            FromUploader::TableRules(vec![rule]),
+            FromUploader::TablePages(vec![PageRows { first: 0, count: 7 }]),
+            FromUploader::TableRows(vec![0, u32::MAX]),
+            FromUploader::TableEnd,
+        ]
     }
 }

@@ -22,6 +22,7 @@ mod section_data;
 mod symbol_names;
 mod symbols;
 mod symtab;
+mod unwind_rows;
 
 pub use demangle::demangle;
 pub use dwarf::{Dwarf, Frame};
@@ -31,3 +32,4 @@ pub use kernel_symbols::KernelSymbols;
 pub use perf_map::PerfMap;
 pub use read_at::ReadAt;
 pub use symbols::SymbolTable;
+pub use unwind_rows::UnwindRows;

@@ -8,10 +8,17 @@
 mod address;
 mod reasons;
 mod sample;
+mod unwind;
 
 pub use address::{ElfAddress, FileOffset, ProcessAddress};
 pub use reasons::{End, Loss};
 pub use sample::{
     COMM_LENGTH, COUNTERS_PER_CPU, Counter, FRAMES_PER_CALL, MAX_CALLS, MAX_CPUS, MAX_FRAMES,
-    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SAMPLE_HEADER_SIZE, SampleHeader,
+    MAX_KERNEL_FRAMES, MAX_STACK_BYTES, MAX_USER_FRAMES, MEMORY_PAGE, RESUME_SIZE, Resume,
+    SAMPLE_HEADER_SIZE, SampleHeader,
+};
+pub use unwind::{
+    Cfa, FREE_SLOT, MAPPING_STEPS, MAX_ROWS_PER_PAGE, MAX_RULES, MAX_SPACE_MAPPINGS, NO_TABLE, PAGE_BITS,
+    Page, ROW_STEPS, Row, Rule, SLOT_BITS, SLOT_PROBES, SavedFp, SpaceMapping, SpaceSlot, TableEntry,
+    slot_of,
 };

@@ -39,12 +39,15 @@ reasons! {
         Root = 1, "root", "reached the root of the stack";
         TooDeep = 2, "too_deep", "more frames than a record holds: the stack is truncated";
         Memory = 3, "memory", "the stack could not be read (paged out, or not mapped)";
-        NotClimbing = 4, "not_climbing", "the frame pointer does not lead to a caller: code without frame pointers";
+        NotClimbing = 4, "not_climbing", "code without unwind rows, and the frame pointer does not lead to a caller";
         NoUserSpace = 5, "no_user_space", "a kernel thread, or a process that ends and has given up its memory: there is no user stack";
         NoRegisters = 6, "no_registers", "the user's registers could not be found";
         Compat = 7, "compat", "a 32-bit process: only its innermost frame is recorded";
         NotCode = 8, "not_code", "the next frame lies in no executable mapping: the stack is cut there";
         OutOfCalls = 9, "out_of_calls", "the kernel refused another tail call: the stack is truncated";
+        NoRule = 10, "no_rule", "the frame's unwind rule is none that Bulkhead can execute";
+        NotPlaced = 11, "not_placed", "the next frame lies in memory of which nothing is known (yet)";
+        Stale = 12, "stale", "the process had just executed another program: only the innermost frame is sure";
     }
 }
 

@@ -42,7 +42,13 @@ pub struct SampleHeader {
     /// Number of user frames that follow the kernel frames.
     pub user_frames: u16,
     /// How the unwind of the user stack ended: the number of an [`End`](crate::End).
-    pub end: u32,
+    pub end: u16,
+    /// Frames in files that were left by frame pointers, since no unwind row covers them.
+    pub guessed: u16,
+    /// Bytes of the stack that follow the frames, with a [`Resume`] before them; 0: neither follows.
+    pub stack_bytes: u32,
+    /// What the process was called in the table that the stack was unwound by; 0: it was in none.
+    pub process: u32,
     /// Always zero.
     pub reserved: u32,
     /// Command name of the thread, NUL-terminated.
@@ -50,7 +56,32 @@ pub struct SampleHeader {
 }
 
 /// Size of [`SampleHeader`] in bytes.
-pub const SAMPLE_HEADER_SIZE: usize = 64;
+pub const SAMPLE_HEADER_SIZE: usize = 72;
+
+/// Where the unwind of a stack stopped for want of a mapping: what to go on from, once it is known. Stays in the collector.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Resume {
+    /// Instruction pointer of the last frame.
+    pub ip: u64,
+    /// Stack pointer there; the bytes of the stack begin with it.
+    pub sp: u64,
+    /// Frame pointer there.
+    pub fp: u64,
+    /// rdi there, if it is the innermost frame.
+    pub di: u64,
+    /// Whether `ip` is an interrupted instruction, not a return address.
+    pub interrupted: u32,
+    /// As in the header.
+    pub guessed: u32,
+}
+
+/// Size of [`Resume`] in bytes.
+pub const RESUME_SIZE: usize = 40;
+/// Size of a page of memory.
+pub const MEMORY_PAGE: usize = 4096;
+/// Most bytes of a stack in a record: what is left of the stack pointer's page, and three pages more.
+pub const MAX_STACK_BYTES: usize = 4 * MEMORY_PAGE;
 
 const _: () = {
     use core::mem::offset_of;
@@ -59,7 +90,11 @@ const _: () = {
     assert!(offset_of!(SampleHeader, kernel_frames) == 36);
     assert!(offset_of!(SampleHeader, user_frames) == 38);
     assert!(offset_of!(SampleHeader, end) == 40);
-    assert!(offset_of!(SampleHeader, comm) == 48);
+    assert!(offset_of!(SampleHeader, guessed) == 42);
+    assert!(offset_of!(SampleHeader, stack_bytes) == 44);
+    assert!(offset_of!(SampleHeader, process) == 48);
+    assert!(offset_of!(SampleHeader, comm) == 56);
+    assert!(size_of::<Resume>() == RESUME_SIZE);
     assert!(MAX_KERNEL_FRAMES + MAX_USER_FRAMES <= MAX_FRAMES);
     assert!(FRAMES_PER_CALL * MAX_CALLS as usize >= MAX_USER_FRAMES);
     assert!(Counter::COUNT <= COUNTERS_PER_CPU);

@@ -142,7 +142,8 @@ fn halves_of_different_versions_tell_each_other() {
     assert_eq!(peer.1.protocol, ipc::PROTOCOL_VERSION);
     assert_eq!(next_packet(&peer.0), [0; 0], "the connection is closed");
     wait_for("both versions are named", 5, || {
-        place.log("collector").contains("speaks protocol 99, this one 1").then_some(())
+        let both = format!("speaks protocol 99, this one {}", ipc::PROTOCOL_VERSION);
+        place.log("collector").contains(&both).then_some(())
     });
     drop(collector);
 }

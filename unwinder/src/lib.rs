@@ -1,17 +1,24 @@
-//! The unwinder: one step from a frame to its caller, generic over where the stack is read. The same code runs in
-//! the kernel (called by `collector-ebpf`) and in tests over recorded stacks.
+//! The unwinder: one step from a frame to its caller, generic over where memory and tables are read. The same code
+//! runs in the kernel (called by `collector-ebpf`), in the collector (for stacks that the kernel could not place) and
+//! in tests.
 //!
-//! Here by frame pointers. A caller that has an unwind row for the address will try that first, so a step is asked
-//! of [`Registers`], not of an address.
+//! A step first asks for the unwind row at the frame's address. Where there is none it goes on by frame pointers, and
+//! says so.
 #![no_std]
 
-use records::End;
+mod frame_pointers;
+mod rules;
+mod search;
+
+pub use search::{find_mapping, find_space};
+
+use records::{End, NO_TABLE, Page, Row, Rule, TableEntry};
 
 /// The registers that unwinding needs (x86-64: rip, rsp, rbp).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Registers {
-    /// Instruction pointer: of the first frame the interrupted instruction, of all others a return address.
+    /// Instruction pointer: of an interrupted frame the instruction itself, of all others a return address.
     pub ip: u64,
     /// Stack pointer.
     pub sp: u64,
@@ -19,105 +26,72 @@ pub struct Registers {
     pub fp: u64,
 }
 
-/// The stack of the process that is unwound.
-pub trait Memory {
-    /// Reads two words that lie one after the other; `None` if they cannot be read.
+/// The process that is unwound, and the tables for its code.
+pub trait Machine {
+    /// Reads a word of the process's memory; `None` if it cannot be read.
+    fn read_word(&mut self, address: u64) -> Option<u64>;
+
+    /// Reads two words that lie one after the other.
     fn read_pair(&mut self, address: u64) -> Option<[u64; 2]>;
+
+    /// The table ([`NO_TABLE`] for code without a file) and the file offset for an address; `None` if it is in no
+    /// executable mapping that is known.
+    fn locate(&mut self, address: u64) -> Option<(u32, u64)>;
+
+    /// What is in the stores, by number. All of it may be anything: it was written by the other half.
+    fn table(&mut self, number: u32) -> Option<TableEntry>;
+    /// See [`Machine::table`].
+    fn page(&mut self, number: u32) -> Option<Page>;
+    /// See [`Machine::table`].
+    fn row(&mut self, number: u32) -> Option<Row>;
+    /// See [`Machine::table`].
+    fn rule(&mut self, number: u32) -> Option<Rule>;
 }
 
-/// Moves `registers` to the caller's frame, or says why there is none.
+/// A frame on the way to its caller.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cursor {
+    /// Where it is.
+    pub registers: Registers,
+    /// rdi, of the innermost frame; 0 of all others.
+    pub di: u64,
+    /// Whether `registers.ip` is an interrupted instruction, and not a return address (which may lie behind the end
+    /// of its function: the call before it does not).
+    pub interrupted: u32,
+    /// Frames that lie in files and were left by frame pointers, since no row covers them.
+    pub guessed: u32,
+}
+
+impl Cursor {
+    /// The innermost frame, and what was in rdi there.
+    #[must_use]
+    pub const fn new(registers: Registers, di: u64) -> Self {
+        Cursor { registers, di, interrupted: 1, guessed: 0 }
+    }
+}
+
+/// Moves `cursor` to the caller's frame, or says why it cannot.
 ///
-/// The frame that a frame pointer leads to is, by the x86-64 ABI (System V psABI, section 3.2.2): the caller's frame
-/// pointer at 0, the return address at 8, and the caller's stack above. The outermost frame has a frame pointer of
-/// zero (section 3.4.1).
+/// # Errors
+///
+/// How the unwind ends. After [`End::NotPlaced`] the cursor is as it was: whoever knows more of the process's mappings
+/// can go on from there.
 #[expect(clippy::inline_always, reason = "a call costs the verifier as much as it costs the kernel")]
 #[inline(always)]
-pub fn step(memory: &mut impl Memory, registers: &mut Registers) -> Result<(), End> {
-    let frame = registers.fp;
-    if frame == 0 {
-        return Err(End::Root);
+pub fn step(machine: &mut impl Machine, cursor: &mut Cursor) -> Result<(), End> {
+    let back = u64::from(cursor.interrupted == 0);
+    let address = cursor.registers.ip.wrapping_sub(back);
+    let (table, offset) = machine.locate(address).ok_or(End::NotPlaced)?;
+    let rule = if table == NO_TABLE { None } else { search::find_rule(machine, table, offset) };
+    if let Some(rule) = rule {
+        return rules::apply(machine, cursor, rule);
     }
-    // Callers lie higher on the stack. What does not climb is no frame pointer but some value that code compiled
-    // without them keeps in the register; following it would invent frames.
-    if frame < registers.sp || frame & 7 != 0 {
-        return Err(End::NotClimbing);
+    if table != NO_TABLE {
+        cursor.guessed = cursor.guessed.wrapping_add(1);
     }
-    let [fp, ip] = memory.read_pair(frame).ok_or(End::Memory)?;
-    if ip == 0 {
-        return Err(End::Root);
-    }
-    *registers = Registers { ip, sp: frame.wrapping_add(16), fp };
-    Ok(())
+    frame_pointers::step(machine, cursor)
 }
 
 #[cfg(test)]
-mod tests {
-    extern crate std;
-    use std::{vec, vec::Vec};
-
-    use super::*;
-
-    /// A stack that begins at `base`.
-    struct Stack {
-        base: u64,
-        words: Vec<u64>,
-    }
-
-    impl Memory for Stack {
-        fn read_pair(&mut self, address: u64) -> Option<[u64; 2]> {
-            let index = usize::try_from(address.checked_sub(self.base)? / 8).ok()?;
-            Some([*self.words.get(index)?, *self.words.get(index + 1)?])
-        }
-    }
-
-    fn unwind(stack: &mut Stack, mut registers: Registers) -> (Vec<u64>, End) {
-        let mut frames = vec![];
-        loop {
-            frames.push(registers.ip);
-            match step(stack, &mut registers) {
-                Ok(()) => assert!(frames.len() < 1000, "an unwind without an end"),
-                Err(end) => return (frames, end),
-            }
-        }
-    }
-
-    #[test]
-    fn three_frames_to_the_root() {
-        // sp -> locals of the leaf; its frame; locals of the middle; its frame; the root's frame.
-        let mut stack = Stack {
-            base: 0x1000,
-            words: vec![9, 0x1000 + 4 * 8, 0xb, 9, 0x1000 + 7 * 8, 0xc, 9, 0, 0xd, 1, 1],
-        };
-        let (frames, end) = unwind(&mut stack, Registers { ip: 0xa, sp: 0x1000, fp: 0x1008 });
-        assert_eq!(frames, [0xa, 0xb, 0xc, 0xd]);
-        assert_eq!(end, End::Root);
-    }
-
-    #[test]
-    fn a_zero_return_address_is_the_root() {
-        let mut stack = Stack { base: 0x1000, words: vec![0x1010, 0, 0, 0] };
-        assert_eq!(unwind(&mut stack, Registers { ip: 1, sp: 0x1000, fp: 0x1000 }), (vec![1], End::Root));
-    }
-
-    #[test]
-    fn what_is_no_frame_pointer_is_not_followed() {
-        let mut stack = Stack { base: 0x1000, words: vec![0x1000, 2, 0x1000, 3] };
-        // A loop, a pointer below the stack, an odd pointer, a small number (argc in glibc's start code).
-        for fp in [0xfff, 0x1001, 1] {
-            let (frames, end) = unwind(&mut stack, Registers { ip: 1, sp: 0x1000, fp });
-            assert_eq!((frames.len(), end), (1, End::NotClimbing));
-        }
-        let (frames, end) = unwind(&mut stack, Registers { ip: 1, sp: 0x1000, fp: 0x1000 });
-        assert_eq!((frames, end), (vec![1, 2], End::NotClimbing));
-    }
-
-    #[test]
-    fn a_stack_that_cannot_be_read_says_so() {
-        let mut stack = Stack { base: 0x1000, words: vec![0x9000, 2] };
-        assert_eq!(
-            unwind(&mut stack, Registers { ip: 1, sp: 0x1000, fp: 0x1000 }),
-            (vec![1, 2], End::Memory)
-        );
-        assert_eq!(unwind(&mut stack, Registers { ip: 1, sp: 0x1000, fp: !7 }), (vec![1], End::Memory));
-    }
-}
+mod tests;

@@ -87,11 +87,11 @@ async fn serve(flags: &Flags) -> Result<(), AppError> {
 
     let window = flags.window();
     let maker = TargetMaker::new(&flags.node, flags.external_labels());
-    let (shared, requests) = Shared::new(maker, flags.thread_labels, window);
+    let (shared, outbox) = Shared::new(maker, flags.thread_labels, window);
     let router = http::router(Arc::clone(&shared), window, hosts(flags));
     tokio::spawn(server::serve(listener, router, window));
     tokio::spawn(windows::run(Arc::clone(&shared), window, store));
-    tokio::spawn(collector_client::run(shared, flags.collector_socket.clone(), requests));
+    tokio::spawn(collector_client::run(shared, flags.collector_socket.clone(), outbox));
     tokio::select! {
         _ = terminate.recv() => info!("stopped by SIGTERM"),
         _ = interrupt.recv() => info!("stopped by SIGINT"),

@@ -10,15 +10,13 @@ use ipc::{
     ChannelError, FromCollector, FromUploader, HandshakeError, Receiver, Sender, UploaderEnd, greet_collector,
 };
 use thiserror::Error;
-use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::{
     resolve::run_job,
-    state::{Fault, Request, Shared, limitation_text},
+    rows,
+    state::{Fault, Outbox, Shared, limitation_text},
 };
 
 /// Pauses between attempts: the first, and the longest.
@@ -46,13 +44,13 @@ enum ClientError {
 }
 
 /// Connects to the collector, and applies what it sends until it is gone; then again.
-pub async fn run(shared: Arc<Shared>, path: PathBuf, mut requests: mpsc::Receiver<Request>) {
+pub async fn run(shared: Arc<Shared>, path: PathBuf, mut outbox: Outbox) {
     let mut pause = BACK_OFF.0;
     let mut last_message = String::new();
     let mut lost: Option<Instant> = None;
     loop {
         let begun = Instant::now();
-        let result = session(&shared, &path, &mut requests, &mut lost).await;
+        let result = session(&shared, &path, &mut outbox, &mut lost).await;
         let mut was_connected = false;
         {
             let mut state = shared.state();
@@ -104,7 +102,7 @@ const GATHER: Duration = Duration::from_millis(25);
 async fn session(
     shared: &Arc<Shared>,
     path: &Path,
-    requests: &mut mpsc::Receiver<Request>,
+    outbox: &mut Outbox,
     lost: &mut Option<Instant>,
 ) -> ClientError {
     let path = path.to_path_buf();
@@ -149,7 +147,7 @@ async fn session(
     }
     tokio::select! {
         error = receive(shared, &mut receiver) => error,
-        error = send(number, &sender, requests) => ClientError::Lost(error),
+        error = send(number, &sender, outbox) => ClientError::Lost(error),
     }
 }
 
@@ -168,16 +166,16 @@ fn connect_hint(error: &ChannelError) -> &'static str {
 
 async fn receive(shared: &Arc<Shared>, receiver: &mut Receiver<FromCollector>) -> ClientError {
     loop {
-        let received = tokio::select! {
+        let message = tokio::select! {
             biased;
-            received = receiver.receive() => received,
+            message = receiver.receive() => message,
             // Nothing there yet. What comes meanwhile is then read together, instead of being woken for each.
             () = std::future::ready(()) => {
                 sleep(GATHER).await;
                 receiver.receive().await
             }
         };
-        match received {
+        match message {
             Ok(message) => {
                 if let Err(fault) = apply(shared, message) {
                     return fault.into();
@@ -196,8 +194,8 @@ fn apply(
         message,
         FromCollector::Executable(_) | FromCollector::Anonymous(_) | FromCollector::NotReopened(_)
     );
-    let job = shared.state().apply(message, file, Instant::now())?;
-    if let Some(job) = job {
+    let jobs = shared.state().apply(message, file, Instant::now())?;
+    for job in jobs {
         tokio::spawn(run_job(Arc::clone(shared), job));
     }
     if is_answer {
@@ -206,22 +204,28 @@ fn apply(
     Ok(())
 }
 
-/// Sends the requests of this session; those of sessions before it are dropped: their ids mean something else now.
-async fn send(
-    number: u64,
-    sender: &Sender<FromUploader>,
-    requests: &mut mpsc::Receiver<Request>,
-) -> ChannelError {
+/// Sends what is meant for this session; what is of sessions before it is dropped: their ids mean something else now.
+async fn send(number: u64, sender: &Sender<FromUploader>, outbox: &mut Outbox) -> ChannelError {
     loop {
-        match requests.recv().await {
-            Some((session, request)) if session == number => {
-                if let Err(error) = sender.send(&request, None).await {
-                    return error;
+        // Requests first: somebody waits for their answers.
+        let sent = tokio::select! {
+            biased;
+            request = outbox.requests.recv() => match request {
+                Some((session, request)) if session == number => sender.send(&request, None).await,
+                Some(_) => Ok(()),
+                // The state, which has the other end, lives as long as this task.
+                None => std::future::pending().await,
+            },
+            table = outbox.tables.recv() => match table {
+                Some((session, executable, table)) if session == number => {
+                    rows::send(sender, executable, &table).await
                 }
-            }
-            Some(_) => {}
-            // The state, which has the other end, lives as long as this task.
-            None => std::future::pending().await,
+                Some(_) => Ok(()),
+                None => std::future::pending().await,
+            },
+        };
+        if let Err(error) = sent {
+            return error;
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod printable;
 pub mod processes;
 pub mod profile;
 pub mod resolve;
+pub mod rows;
 pub mod state;
 pub mod store;
 pub mod symbols;

@@ -18,6 +18,7 @@ use crate::{
     executables::{Executable, ExecutableKey, Facts},
     processes::JitKey,
     profile::{ExecutableInfo, Frame, Names},
+    rows,
     state::{Job, Shared, State},
     symbols::{Answer, Function, KernelNames, Line, Lines, Question, read_facts, read_kernel_symbols},
     worker::{JobError, Worker},
@@ -67,6 +68,7 @@ pub async fn run_job(shared: Arc<Shared>, job: Job) {
             drop(state);
             shared.arrived.notify_waiters();
         }
+        Job::Rows(session, id, path, file) => rows::compute(&shared, session, id, &path, file).await,
         Job::KernelSymbols(file) => {
             let result = shared.files.run(KERNEL_LIMIT, move || read_kernel_symbols(&file)).await;
             match result {

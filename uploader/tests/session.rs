@@ -61,6 +61,7 @@ async fn samples_become_a_named_profile_that_pprof_reads() {
         cpu: 0,
         thread_comm: b"reader".to_vec(),
         end: End::Memory as u8,
+        guessed: 0,
         kernel,
         user: known_stack(5).to_vec(),
     }]);
@@ -215,6 +216,7 @@ async fn files_are_asked_for_and_what_cannot_be_had_stays_unnamed() {
         ];
         while !all.iter().all(|request| seen.contains(request)) {
             let request = session.request().await;
+            seen.push(request.clone());
             match request {
                 FromUploader::Reopen(ExecutableId(5)) => {
                     session
@@ -227,8 +229,8 @@ async fn files_are_asked_for_and_what_cannot_be_had_stays_unnamed() {
                 FromUploader::ReopenPerfMap(process) => {
                     session.send_with(&FromCollector::Anonymous(Anonymous { process }), &map).await;
                 }
+                unasked => panic!("{unasked:?}"),
             }
-            seen.push(request);
         }
         seen
     };
@@ -310,6 +312,7 @@ async fn what_a_broken_collector_says_ends_its_session_and_no_more() {
         cpu: u32::MAX,
         thread_comm: vec![0xff; 500],
         end: 255,
+        guessed: 0,
         kernel,
         user: stack,
     };

@@ -33,7 +33,7 @@ pub enum Program {
     Vforks,
 }
 
-const PRELUDE: &str = include_str!("../programs/prelude.h");
+pub(crate) const PRELUDE: &str = include_str!("../programs/prelude.h");
 const PLAIN_FLAGS: &[&str] = &[
     "-O0",
     "-fno-omit-frame-pointer",

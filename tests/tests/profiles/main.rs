@@ -10,6 +10,7 @@ mod kernel;
 mod places;
 mod processes;
 mod truth;
+mod unwinding;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(CASES_AT_ONCE);
     let cases: Vec<Case> = [
         truth::CASES,
+        unwinding::CASES,
         kernel::CASES,
         processes::CASES,
         files::CASES,

@@ -22,13 +22,13 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// The names of the user frames. A sample in an interrupt or in a system call has kernel frames as well.
-fn user_names(stack: &Stack) -> Vec<&str> {
+pub(crate) fn user_names(stack: &Stack) -> Vec<&str> {
     stack.user().map(|frame| frame.name.as_str()).collect()
 }
 
 /// Asserts that the stacks begin with the expected names (leaf first), in the expected shares, and that no more than
 /// `others` of the samples are anywhere else in the program.
-fn assert_truth(profile: &Profile, expected: &[(Vec<String>, f64)], others: f64) {
+pub(crate) fn assert_truth(profile: &Profile, expected: &[(Vec<String>, f64)], others: f64) {
     // What is inlined into the leaf stands before it.
     let is_in = |stack: &Stack, names: &[String]| {
         let frames = user_names(stack);

@@ -129,7 +129,29 @@ fn collector(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
         "collector_executables",
         "Executables that the collector knows",
         count(counters.executables),
-    )
+    )?;
+    tables(encoder, &counters.tables)
+}
+
+/// The unwind tables in the kernel.
+fn tables(encoder: &mut Encoder<'_>, tables: &ipc::TableCounters) -> fmt::Result {
+    let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    encoder.gauge("unwind_tables", "Executables with an unwind table", count(tables.tables))?;
+    encoder.gauge("unwind_rules", "Distinct unwind rules of all tables", count(tables.rules))?;
+    let help = "Kernel memory that unwind rows take";
+    encoder.gauge("unwind_table_bytes", help, count(tables.row_bytes))?;
+    let help = "Kernel memory that unwind rows may take";
+    encoder.gauge("unwind_table_limit_bytes", help, count(tables.row_bytes_most))?;
+    let events = [
+        ("shown", tables.shown),
+        ("evicted", tables.evicted),
+        ("refused", tables.refused),
+        ("too_large", tables.too_large),
+        ("no_room_yet", tables.no_room),
+        ("rule_without_room", tables.rules_full),
+    ];
+    let help = "What became of unwind tables, since the collector's start";
+    encoder.counters("unwind_table_events", help, "event", events)
 }
 
 /// What the uploader counts.
@@ -149,6 +171,8 @@ fn own(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
     encoder.counter("collector_faults", help, counts.faults)?;
     encoder.counter("messages", "Messages received from the collector", counts.messages)?;
     encoder.counter("samples", "Samples received from the collector", counts.samples)?;
+    let help = "Samples with frames in files that no unwind row covers: those were left by frame pointers";
+    encoder.counter("samples_by_frame_pointers", help, counts.samples_guessed)?;
     encoder.counter("windows", "Windows that became profiles", counts.windows)?;
     encoder.counter("profiles", "Profiles made", counts.profiles)?;
     let dropped = [("window_queue_full", counts.samples_dropped)];
@@ -181,6 +205,13 @@ fn own(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
         ("not_fulfilled", counts.not_reopened),
     ];
     encoder.counters("requests", "Requests to the collector for files", "outcome", requests)?;
+    let rows = [("with_rows", counts.with_rows), ("without_rows", counts.without_rows)];
+    let help = "Executables by what came of computing their unwind rows";
+    encoder.counters("unwind_executables", help, "outcome", rows)?;
+    encoder.counter("unwind_rows", "Unwind rows that were computed", counts.rows)?;
+    let help = "Places in executables that no unwind row can describe, by kind";
+    let misfits = counts.misfits.iter().map(|(kind, count)| (*kind, *count));
+    encoder.counters("unwind_misfits", help, "kind", misfits)?;
     let stored = [("written", counts.stored), ("failed", counts.store_failures)];
     encoder.counters("local_store_profiles", "Profiles for the local folder", "outcome", stored)
 }

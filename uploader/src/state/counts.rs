@@ -1,8 +1,9 @@
 //! Numbers for `/metrics`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use ipc::Counters;
+use objects::UnwindRows;
 
 /// What the collectors have counted, all that were met together: a collector counts from its own start.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +44,8 @@ impl CollectorCounters {
             kernel_events: self.before.kernel_events.saturating_add(self.now.kernel_events),
             processes: self.now.processes,
             executables: self.now.executables,
+            // As they are in the present collector; counts of what happened begin anew with it.
+            tables: self.now.tables,
         }
     }
 }
@@ -62,6 +65,8 @@ pub struct Counts {
     pub faults: u64,
     /// Samples received.
     pub samples: u64,
+    /// Samples with frames in files that no unwind row covers: those were left by frame pointers.
+    pub samples_guessed: u64,
     /// Samples of processes that the collector has not spoken of: kept, under the name of their thread.
     pub samples_unknown_process: u64,
     /// Frames in executables that the collector has not spoken of.
@@ -94,6 +99,25 @@ pub struct Counts {
     pub stored: u64,
     /// Files that the local store could not write.
     pub store_failures: u64,
+    /// Executables whose unwind rows were computed.
+    pub with_rows: u64,
+    /// Executables that have none, or whose could not be read.
+    pub without_rows: u64,
+    /// Unwind rows.
+    pub rows: u64,
+    /// What could not be put in a row, by kind.
+    pub misfits: BTreeMap<&'static str, u64>,
+}
+
+impl Counts {
+    /// Counts the rows of an executable.
+    pub fn rows_computed(&mut self, rows: &UnwindRows) {
+        self.with_rows += 1;
+        self.rows += rows.rows.len() as u64;
+        for (kind, count) in &rows.misfits {
+            *self.misfits.entry(kind).or_default() += count;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use crate::{
     executables::{ExecutableKey, Executables, Facts},
     processes::Processes,
     profile::{Profiles, Window},
+    rows::{MAX_TABLES, Table, Wanted},
     symbols::{JitProcesses, KernelNames, Modules, NameCache, TableCache},
     targets::TargetMaker,
     worker::Worker,
@@ -42,6 +43,15 @@ const REQUEST_RATE: (f64, f64) = (50.0, 200.0);
 /// A request, and the number of the session that its id is of.
 pub type Request = (u64, FromUploader);
 
+/// What is to be sent to the collector.
+#[derive(Debug)]
+pub struct Outbox {
+    /// Requests.
+    pub requests: mpsc::Receiver<Request>,
+    /// Unwind tables.
+    pub tables: mpsc::Receiver<Table>,
+}
+
 /// Something to be read, away from the main thread.
 #[derive(Debug)]
 pub enum Job {
@@ -49,6 +59,8 @@ pub enum Job {
     Facts(ExecutableKey, ExecutableKind, Arc<File>),
     /// The kernel's symbols.
     KernelSymbols(Arc<File>),
+    /// The unwind rows of an executable, for the session of this number.
+    Rows(u64, ExecutableId, Arc<str>, Arc<File>),
 }
 
 /// What the collector sent that it should not have.
@@ -79,6 +91,10 @@ pub struct Shared {
     pub files: Worker,
     /// Resolves names, which can take more memory: fewer at a time.
     pub names: Worker,
+    /// Computes unwind rows, one executable at a time.
+    pub rows: Worker,
+    /// Unwind rows that are to be sent.
+    pub tables: mpsc::Sender<Table>,
     /// Finished profiles.
     pub profiles: Profiles,
     /// Woken when an answer of the collector's came, or facts were read.
@@ -86,21 +102,20 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The state with no collector yet, and the requests that it will make.
-    pub fn new(
-        maker: TargetMaker,
-        thread_labels: bool,
-        window: Duration,
-    ) -> (Arc<Self>, mpsc::Receiver<Request>) {
-        let (sender, receiver) = mpsc::channel(MAX_REQUESTS);
+    /// The state with no collector yet, and what it will have for it.
+    pub fn new(maker: TargetMaker, thread_labels: bool, window: Duration) -> (Arc<Self>, Outbox) {
+        let (sender, requests) = mpsc::channel(MAX_REQUESTS);
+        let (tables_sender, tables) = mpsc::channel(MAX_TABLES);
         let shared = Shared {
             state: Mutex::new(State::new(maker, thread_labels, sender)),
             files: Worker::new(4),
             names: Worker::new(2),
+            rows: Worker::new(1),
+            tables: tables_sender,
             profiles: Profiles::new(window),
             arrived: Notify::new(),
         };
-        (Arc::new(shared), receiver)
+        (Arc::new(shared), Outbox { requests, tables })
     }
 
     /// The state. Nobody holds it for longer than it takes to look something up.
@@ -135,6 +150,7 @@ pub struct State {
     pub tables: TableCache,
     /// Answers of the collector's that somebody waits for.
     pub awaited: HashSet<Awaited>,
+    rows_wanted: Wanted,
     window: Window,
     reading: usize,
     requests: mpsc::Sender<Request>,
@@ -162,6 +178,7 @@ impl State {
             names: NameCache::new(NAME_CACHE),
             tables: TableCache::new(TABLE_CACHE),
             awaited: HashSet::new(),
+            rows_wanted: Wanted::default(),
             window: Window::begin(1, 100),
             reading: 0,
             requests,
@@ -187,6 +204,7 @@ impl State {
         self.jit.end_all();
         self.modules.end_session();
         self.awaited.clear();
+        self.rows_wanted.clear();
     }
 
     /// Whether a collector is connected.
@@ -205,7 +223,7 @@ impl State {
         message: FromCollector,
         file: Option<OwnedFd>,
         now: Instant,
-    ) -> Result<Option<Job>, Fault> {
+    ) -> Result<Vec<Job>, Fault> {
         let file = file.map(|file| Arc::new(File::from(file)));
         self.counts.messages += 1;
         match (&self.welcome, message) {
@@ -214,7 +232,7 @@ impl State {
             (Some(_), FromCollector::Welcome(_)) => return Err(Fault::SecondWelcome),
             (_, FromCollector::KernelSymbols(symbols)) => {
                 self.modules.set(&symbols.modules);
-                return Ok(file.map(Job::KernelSymbols));
+                return Ok(file.map(Job::KernelSymbols).into_iter().collect());
             }
             (_, FromCollector::Cgroup(cgroup)) => self.processes.add_cgroup(&cgroup),
             (_, FromCollector::Process(process)) => self.processes.add(&process),
@@ -238,8 +256,9 @@ impl State {
             }
             (_, FromCollector::Counters(counters)) => self.collector.update(counters),
             (_, FromCollector::NotReopened(what)) => self.not_reopened(what),
+            (_, FromCollector::WantRows(id)) => return Ok(self.want_rows(id, now).into_iter().collect()),
         }
-        Ok(None)
+        Ok(Vec::new())
     }
 
     fn welcome(&mut self, welcome: Welcome) {
@@ -256,18 +275,36 @@ impl State {
         executable: &ipc::Executable,
         file: Option<Arc<File>>,
         now: Instant,
-    ) -> Option<Job> {
+    ) -> Vec<Job> {
         self.awaited.remove(&Awaited::Executable(executable.id));
         let key = self.executables.add(executable, file.clone(), now);
         let closed = self.executables.is_closed(executable.kind, now);
-        let entry = self.executables.get_mut(key)?;
-        let file = file?;
-        if !matches!(entry.facts, Facts::Unread) || self.reading >= MAX_READING || closed {
-            return None;
+        let mut jobs = Vec::new();
+        let (Some(entry), Some(file)) = (self.executables.get_mut(key), file) else { return jobs };
+        if closed {
+            return jobs;
         }
-        entry.facts = Facts::Reading;
-        self.reading += 1;
-        Some(Job::Facts(key, executable.kind, file))
+        if matches!(entry.facts, Facts::Unread) && self.reading < MAX_READING {
+            entry.facts = Facts::Reading;
+            self.reading += 1;
+            jobs.push(Job::Facts(key, executable.kind, Arc::clone(&file)));
+        }
+        if self.rows_wanted.take(executable.id) {
+            jobs.push(Job::Rows(self.session, executable.id, Arc::clone(&entry.path), file));
+        }
+        jobs
+    }
+
+    /// The collector wants the rows of an executable: from its file, if that is here, else as soon as it comes.
+    fn want_rows(&mut self, id: ExecutableId, now: Instant) -> Option<Job> {
+        let key = self.executables.key(id)?;
+        let entry = self.executables.get(key)?;
+        if let Some(file) = &entry.file {
+            return Some(Job::Rows(self.session, id, Arc::clone(&entry.path), Arc::clone(file)));
+        }
+        self.rows_wanted.add(id);
+        self.ask_for_file(key, now);
+        None
     }
 
     /// The facts of an executable were read, or cannot be.

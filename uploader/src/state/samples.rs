@@ -36,6 +36,7 @@ impl ThreadNames {
 impl State {
     pub(super) fn sample(&mut self, sample: &Sample, now: Instant) {
         self.counts.samples += 1;
+        self.counts.samples_guessed += u64::from(sample.guessed > 0);
         let labels = self.processes.labels(sample.process, &self.maker).unwrap_or_else(|| {
             self.counts.samples_unknown_process += 1;
             self.maker.labels(&printable(&sample.thread_comm), None)

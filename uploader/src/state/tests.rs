@@ -10,7 +10,8 @@ use super::*;
 use crate::profile::Frame;
 
 fn shared() -> (Arc<Shared>, mpsc::Receiver<Request>) {
-    Shared::new(TargetMaker::new("n", []), true, Duration::from_secs(10))
+    let (shared, outbox) = Shared::new(TargetMaker::new("n", []), true, Duration::from_secs(10));
+    (shared, outbox.requests)
 }
 
 fn welcome(epoch: u64) -> FromCollector {
@@ -29,12 +30,12 @@ fn begin(state: &mut State) {
 }
 
 fn apply(state: &mut State, message: FromCollector) -> Option<Job> {
-    state.apply(message, None, Instant::now()).unwrap()
+    state.apply(message, None, Instant::now()).unwrap().into_iter().next()
 }
 
 fn with_file(state: &mut State, message: FromCollector) -> Option<Job> {
     let file = File::open("/proc/self/exe").unwrap();
-    state.apply(message, Some(file.into()), Instant::now()).unwrap()
+    state.apply(message, Some(file.into()), Instant::now()).unwrap().into_iter().next()
 }
 
 fn executable(id: u32, inode: u64) -> FromCollector {
@@ -64,6 +65,7 @@ fn sample(process: u32, kernel: Vec<KernelFrame>, user: Vec<UserFrame>) -> FromC
         cpu: 0,
         thread_comm: b"t".to_vec(),
         end: End::Root as u8,
+        guessed: 0,
         kernel,
         user,
     }])

@@ -206,6 +206,7 @@ pub(crate) fn samples(process: u32, count: usize, user: &[UserFrame]) -> FromCol
         cpu: 0,
         thread_comm: b"worker".to_vec(),
         end: End::Root as u8,
+        guessed: 0,
         kernel: vec![],
         user: user.to_vec(),
     };

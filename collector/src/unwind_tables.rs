@@ -1,0 +1,579 @@
+//! Unwind rows in the memory that the BPF programs read: one fixed store, made before the privilege is given up, shared
+//! by all processes. The uploader computes the rows and is not trusted: every number is checked before it is shown, and
+//! what is not whole is never shown.
+
+use std::collections::HashMap;
+
+use ipc::{ExecutableId, TableBegin, TableCounters};
+use records::{MAX_ROWS_PER_PAGE, Page, Row, Rule, TableEntry};
+use thiserror::Error;
+
+use crate::{
+    ranges::{Range, Ranges},
+    rule_store::RuleStore,
+    shared_array::SharedArray,
+};
+
+/// Executables that can have a number, and so rows, at a time.
+pub(crate) const MAX_TABLES: u32 = 64 * 1024;
+/// One page entry for so many pairs of rows: text has 50 to 150 pairs for each 4 KiB, thus 800 and more a page.
+const PAIRS_PER_PAGE: u32 = 64;
+/// How often a table that did not come is asked for again, in nanoseconds.
+const ASK_AGAIN_AFTER: u64 = 30_000_000_000;
+/// The same for one that found no room.
+const ROOM_AFTER: u64 = 1_000_000_000;
+
+/// Why rows were not taken. The uploader that sends such is at fault; nothing of it is shown.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub(crate) enum TableError {
+    #[error("rows for an executable that nobody has mapped")]
+    NotMapped,
+    #[error("a part of a table that was not begun")]
+    NotBegun,
+    #[error("more {0} than were announced, or fewer")]
+    Count(&'static str),
+    #[error("a rule that is none")]
+    Rule,
+    #[error("a page whose rows are not sorted, or not those of its table")]
+    Page,
+    #[error("more rows than the whole store has room for")]
+    TooLarge,
+    #[error("no room yet: others had to make room for it")]
+    NoRoom,
+}
+
+/// The arrays that the BPF programs read.
+pub(crate) struct TableArrays {
+    /// Two rows each.
+    pub(crate) rows: SharedArray<u64>,
+    pub(crate) pages: SharedArray<Page>,
+    pub(crate) rules: SharedArray<Rule>,
+    /// Two words for each [`TableEntry`].
+    pub(crate) entries: SharedArray<u64>,
+}
+
+/// How many values the arrays have when the rows and pages take so many bytes together: pairs of rows, pages.
+pub(crate) fn sizes(bytes: u64) -> (u32, u32) {
+    let unit = u64::from(PAIRS_PER_PAGE) * 8 + 8;
+    let pages = u32::try_from(bytes / unit).unwrap_or(u32::MAX / PAIRS_PER_PAGE).max(1);
+    (pages.saturating_mul(PAIRS_PER_PAGE), pages)
+}
+
+/// What is in the store.
+pub(crate) struct UnwindTables {
+    rows: SharedArray<u64>,
+    page_rows: SharedArray<Page>,
+    entries: SharedArray<u64>,
+    rules: RuleStore,
+    pairs: Ranges,
+    pages: Ranges,
+    numbers: HashMap<ExecutableId, u32>,
+    free_numbers: Vec<u32>,
+    tables: HashMap<ExecutableId, Table>,
+    building: Option<Building>,
+    asked: HashMap<ExecutableId, Asked>,
+    counters: TableCounters,
+}
+
+/// A table that is shown.
+struct Table {
+    pairs: Range,
+    pages: Range,
+    used: u64,
+}
+
+/// Rows that the uploader was asked for.
+struct Asked {
+    session: u32,
+    /// When to ask again, in nanoseconds.
+    again: u64,
+}
+
+/// A table that is being sent.
+struct Building {
+    begin: TableBegin,
+    pairs: Range,
+    pages: Range,
+    /// The machine's numbers of the table's own rules.
+    rules: Vec<u16>,
+    pages_written: u32,
+    rows_written: u32,
+    /// The first row of a pair whose second is still to come.
+    half: u64,
+}
+
+impl UnwindTables {
+    pub(crate) fn new(arrays: TableArrays) -> Self {
+        UnwindTables {
+            pairs: Ranges::new(arrays.rows.len()),
+            pages: Ranges::new(arrays.pages.len()),
+            rows: arrays.rows,
+            page_rows: arrays.pages,
+            entries: arrays.entries,
+            rules: RuleStore::new(arrays.rules),
+            numbers: HashMap::new(),
+            free_numbers: Vec::new(),
+            tables: HashMap::new(),
+            building: None,
+            asked: HashMap::new(),
+            counters: TableCounters::default(),
+        }
+    }
+
+    /// The number that mappings of this executable have in the tables, whether it has rows or not; `None` if there are
+    /// too many.
+    pub(crate) fn number(&mut self, executable: ExecutableId) -> Option<u32> {
+        if let Some(number) = self.numbers.get(&executable) {
+            return Some(*number);
+        }
+        let next = u32::try_from(self.numbers.len() + self.free_numbers.len()).unwrap_or(u32::MAX);
+        let most = self.entries.len() / 2;
+        let number = self.free_numbers.pop().or_else(|| (next < most).then_some(next))?;
+        self.numbers.insert(executable, number);
+        Some(number)
+    }
+
+    #[cfg(test)]
+    fn has(&self, executable: ExecutableId) -> bool {
+        self.tables.contains_key(&executable)
+    }
+
+    /// A sample has a frame in this executable. Returns whether the uploader is to be asked for its rows now; `now` in
+    /// nanoseconds.
+    pub(crate) fn used(&mut self, executable: ExecutableId, session: u32, now: u64) -> bool {
+        if let Some(table) = self.tables.get_mut(&executable) {
+            table.used = now;
+            return false;
+        }
+        let asked = self.asked.entry(executable).or_insert(Asked { session: 0, again: 0 });
+        let ask = asked.session != session || now >= asked.again;
+        if ask {
+            *asked = Asked { session, again: now.saturating_add(ASK_AGAIN_AFTER) };
+        }
+        ask
+    }
+
+    /// Begins a table; one that was begun before is dropped.
+    pub(crate) fn begin(&mut self, begin: TableBegin, now: u64) -> Result<(), TableError> {
+        self.drop_building();
+        if !self.numbers.contains_key(&begin.executable) {
+            return Err(TableError::NotMapped);
+        }
+        let pairs = begin.rows.div_ceil(2);
+        if pairs > self.rows.len() || begin.pages > self.page_rows.len() {
+            self.counters.too_large += 1;
+            return Err(TableError::TooLarge);
+        }
+        self.settle(now);
+        let taken = self.pairs.take(pairs);
+        match (taken, self.pages.take(begin.pages)) {
+            (Some(pairs), Some(pages)) => {
+                self.building = Some(Building {
+                    begin,
+                    pairs,
+                    pages,
+                    rules: Vec::new(),
+                    pages_written: 0,
+                    rows_written: 0,
+                    half: 0,
+                });
+                Ok(())
+            }
+            (pairs_taken, pages_taken) => {
+                if let Some(range) = pairs_taken {
+                    self.pairs.give_back(range);
+                }
+                if let Some(range) = pages_taken {
+                    self.pages.give_back(range);
+                }
+                self.make_room(pairs, begin.pages, now);
+                self.counters.no_room += 1;
+                // Asked for again when what was evicted can no longer be read by anybody.
+                if let Some(asked) = self.asked.get_mut(&begin.executable) {
+                    asked.again = now.saturating_add(ROOM_AFTER);
+                }
+                Err(TableError::NoRoom)
+            }
+        }
+    }
+
+    /// Evicts until there will be room.
+    fn make_room(&mut self, pairs: u32, pages: u32, now: u64) {
+        if self.pairs.leaving() == 0 && self.pages.leaving() == 0 {
+            // Also when there is enough in all, but not in one piece.
+            self.evict_least_recently_used(now);
+        }
+        while (self.pairs.in_reach() < pairs || self.pages.in_reach() < pages)
+            && self.evict_least_recently_used(now)
+        {}
+    }
+
+    /// Forgets the table that was used longest ago. It comes back when it is sampled again.
+    fn evict_least_recently_used(&mut self, now: u64) -> bool {
+        let oldest = self.tables.iter().filter(|(_, table)| table.pairs.count > 0);
+        let Some(id) = oldest.min_by_key(|(_, table)| table.used).map(|(id, _)| *id) else { return false };
+        self.counters.evicted += 1;
+        self.remove(id, now);
+        true
+    }
+
+    fn remove(&mut self, executable: ExecutableId, now: u64) {
+        self.asked.remove(&executable);
+        let Some(table) = self.tables.remove(&executable) else { return };
+        if let Some(number) = self.numbers.get(&executable) {
+            self.entries.publish(number * 2 + 1, 0);
+        }
+        self.pairs.release(table.pairs, now);
+        self.pages.release(table.pages, now);
+    }
+
+    fn drop_building(&mut self) {
+        if let Some(building) = self.building.take() {
+            self.pairs.give_back(building.pairs);
+            self.pages.give_back(building.pages);
+        }
+    }
+
+    /// The rules of the table that was begun, in the order of its own numbers.
+    pub(crate) fn add_rules(&mut self, rules: &[Rule]) -> Result<(), TableError> {
+        let Some(mut building) = self.building.take() else { return Err(TableError::NotBegun) };
+        for rule in rules {
+            if !rule.is_sound() {
+                self.building = Some(building);
+                return self.refuse(TableError::Rule);
+            }
+            let number = self.rules.number(*rule);
+            building.rules.push(number);
+        }
+        let fits = u16::try_from(building.rules.len()).is_ok();
+        self.building = Some(building);
+        if fits { Ok(()) } else { self.refuse(TableError::Count("rules")) }
+    }
+
+    /// Pages, in order; `first` counts the table's own rows.
+    pub(crate) fn add_pages(&mut self, pages: &[ipc::PageRows]) -> Result<(), TableError> {
+        let Some(building) = &mut self.building else { return Err(TableError::NotBegun) };
+        for page in pages {
+            let rows = building.begin.rows;
+            let ends = page.first.checked_add(page.count);
+            let error = if building.pages_written >= building.begin.pages {
+                Some(TableError::Count("pages"))
+            } else if page.count > MAX_ROWS_PER_PAGE || ends.is_none_or(|end| end > rows) {
+                Some(TableError::Page)
+            } else {
+                None
+            };
+            if let Some(error) = error {
+                return self.refuse(error);
+            }
+            let first = building.pairs.first * 2 + page.first;
+            self.page_rows
+                .set(building.pages.first + building.pages_written, Page { first, count: page.count });
+            building.pages_written += 1;
+        }
+        Ok(())
+    }
+
+    /// Rows, in order.
+    pub(crate) fn add_rows(&mut self, rows: &[u32]) -> Result<(), TableError> {
+        let Some(building) = &mut self.building else { return Err(TableError::NotBegun) };
+        for row in rows {
+            let row = Row(*row);
+            let Some(rule) = building.rules.get(usize::from(row.rule())) else {
+                return self.refuse(TableError::Rule);
+            };
+            if building.rows_written >= building.begin.rows {
+                return self.refuse(TableError::Count("rows"));
+            }
+            let row = u64::from(Row::new(row.offset(), *rule).0);
+            let pair = building.pairs.first + building.rows_written / 2;
+            if building.rows_written.is_multiple_of(2) {
+                building.half = row;
+                self.rows.set(pair, row);
+            } else {
+                self.rows.set(pair, building.half | row << 32);
+            }
+            building.rows_written += 1;
+        }
+        Ok(())
+    }
+
+    /// Shows the table, if it is whole and right.
+    pub(crate) fn end(&mut self, now: u64) -> Result<(), TableError> {
+        let Some(building) = &self.building else { return Err(TableError::NotBegun) };
+        let TableBegin { executable, first_page, pages, rows } = building.begin;
+        if building.pages_written != pages || building.rows_written != rows {
+            return self.refuse(TableError::Count("rows and pages"));
+        }
+        let range = building.pages;
+        if !(0..pages).all(|page| self.is_sorted(range.first + page)) {
+            return self.refuse(TableError::Page);
+        }
+        let Some(building) = self.building.take() else { return Err(TableError::NotBegun) };
+        self.remove(executable, now);
+        if let Some(number) = self.numbers.get(&executable) {
+            let place = u64::from(building.pages.first) | u64::from(first_page) << 32;
+            self.entries.publish(number * 2, place);
+            self.entries.publish(number * 2 + 1, u64::from(pages));
+        }
+        self.tables.insert(executable, Table { pairs: building.pairs, pages: building.pages, used: now });
+        self.counters.shown += 1;
+        Ok(())
+    }
+
+    /// Whether the rows of a page are in order. Where the first one stands does not matter: it is in force from the page's
+    /// start.
+    fn is_sorted(&self, page: u32) -> bool {
+        let Some(page) = self.page_rows.get(page) else { return false };
+        let offset = |row| self.row(row).map(Row::offset);
+        (1..page.count).all(|i| i == 1 || offset(page.first + i - 1) < offset(page.first + i))
+    }
+
+    fn refuse(&mut self, error: TableError) -> Result<(), TableError> {
+        self.counters.refused += 1;
+        self.drop_building();
+        Err(error)
+    }
+
+    /// Forgets the tables of all executables but these.
+    pub(crate) fn retain(&mut self, keep: impl Fn(ExecutableId) -> bool, now: u64) {
+        let gone: Vec<ExecutableId> = self.numbers.keys().copied().filter(|id| !keep(*id)).collect();
+        for id in gone {
+            self.remove(id, now);
+            if let Some(number) = self.numbers.remove(&id) {
+                self.free_numbers.push(number);
+            }
+        }
+        self.asked.retain(|id, _| keep(*id));
+    }
+
+    /// Frees what nobody can be reading any more.
+    pub(crate) fn settle(&mut self, now: u64) {
+        self.pairs.settle(now);
+        self.pages.settle(now);
+    }
+
+    /// The uploader is gone, and what it was sending with it.
+    pub(crate) fn end_session(&mut self) {
+        self.drop_building();
+    }
+
+    pub(crate) fn counters(&self) -> TableCounters {
+        TableCounters {
+            tables: self.tables.len() as u64,
+            row_bytes: u64::from(self.pairs.taken()) * 8,
+            row_bytes_most: u64::from(self.rows.len()) * 8,
+            rules: self.rules.len() as u64,
+            rules_full: self.rules.refused,
+            ..self.counters
+        }
+    }
+
+    // What the unwinder asks for, when it runs in this process.
+
+    pub(crate) fn table(&self, number: u32) -> Option<TableEntry> {
+        let where_ = self.entries.get(number.checked_mul(2)?)?;
+        let page_count = self.entries.get(number * 2 + 1)?;
+        Some(TableEntry {
+            pages: low(where_),
+            first_page: low(where_ >> 32),
+            page_count: low(page_count),
+            reserved: 0,
+        })
+    }
+
+    pub(crate) fn page(&self, number: u32) -> Option<Page> {
+        self.page_rows.get(number)
+    }
+
+    pub(crate) fn row(&self, number: u32) -> Option<Row> {
+        let pair = self.rows.get(number / 2)?;
+        Some(Row(low(pair >> (number % 2 * 32))))
+    }
+
+    pub(crate) fn rule(&self, number: u32) -> Option<Rule> {
+        self.rules.get(number)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what is asked for")]
+fn low(word: u64) -> u32 {
+    word as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use ipc::PageRows;
+    use records::{Cfa, SavedFp};
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn store(pairs: u32, pages: u32) -> UnwindTables {
+        UnwindTables::new(TableArrays {
+            rows: SharedArray::unshared(pairs),
+            pages: SharedArray::unshared(pages),
+            rules: SharedArray::unshared(8),
+            entries: SharedArray::unshared(16),
+        })
+    }
+
+    fn rule(cfa_offset: i32) -> Rule {
+        Rule { cfa: Cfa::Sp as u8, cfa_offset, ..Rule::default() }
+    }
+
+    fn send(
+        store: &mut UnwindTables,
+        id: u32,
+        rules: &[Rule],
+        pages: &[(u32, u32)],
+        rows: &[Row],
+        now: u64,
+    ) -> Result<(), TableError> {
+        let executable = ExecutableId(id);
+        let counts = (u32::try_from(pages.len()).unwrap(), u32::try_from(rows.len()).unwrap());
+        store.begin(TableBegin { executable, first_page: 3, pages: counts.0, rows: counts.1 }, now)?;
+        store.add_rules(rules)?;
+        for (first, count) in pages {
+            store.add_pages(&[PageRows { first: *first, count: *count }])?;
+        }
+        for row in rows {
+            store.add_rows(&[row.0])?;
+        }
+        store.end(now)
+    }
+
+    fn rows(count: u16, rule: u16) -> Vec<Row> {
+        (0..count).map(|i| Row::new(i * 4, rule)).collect()
+    }
+
+    #[test]
+    fn a_table_is_shown_when_it_is_whole() {
+        let mut store = store(100, 10);
+        let number = store.number(ExecutableId(7)).unwrap();
+        assert!(store.used(ExecutableId(7), 1, 0), "asked for at the first sample");
+        assert!(!store.used(ExecutableId(7), 1, 1), "and not again at once");
+        let begin = TableBegin { executable: ExecutableId(7), first_page: 3, pages: 1, rows: 3 };
+        store.begin(begin, 0).unwrap();
+        store.add_rules(&[rule(8), rule(16)]).unwrap();
+        store.add_pages(&[PageRows { first: 0, count: 3 }]).unwrap();
+        store.add_rows(&[Row::new(0, 1).0, Row::new(8, 0).0, Row::new(9, 1).0]).unwrap();
+        assert_eq!(store.table(number).unwrap().page_count, 0);
+        store.end(5).unwrap();
+        let entry = store.table(number).unwrap();
+        assert_eq!((entry.first_page, entry.page_count), (3, 1));
+        let page = store.page(entry.pages).unwrap();
+        let found: Vec<(u16, i32)> = (0..page.count)
+            .map(|i| store.row(page.first + i).unwrap())
+            .map(|row| (row.offset(), store.rule(row.rule().into()).unwrap().cfa_offset))
+            .collect();
+        assert_eq!(found, [(0, 16), (8, 8), (9, 16)]);
+        assert!(store.has(ExecutableId(7)) && !store.used(ExecutableId(7), 1, 6));
+        assert_eq!(store.counters().tables, 1);
+    }
+
+    /// Rules, pages and rows.
+    type Case<'a> = (&'a [Rule], &'a [(u32, u32)], Vec<Row>);
+
+    #[test]
+    fn what_is_wrong_is_refused_and_takes_no_room() {
+        let mut store = store(100, 10);
+        let number = store.number(ExecutableId(1)).unwrap();
+        let unsound = [Rule { cfa: 99, ..Rule::default() }, Rule { fp: SavedFp::COUNT, ..Rule::default() }];
+        let one = [rule(8)];
+        let cases: Vec<Case> = vec![
+            (&unsound[..1], &[(0, 1)], rows(1, 0)),
+            (&unsound[1..], &[(0, 1)], rows(1, 0)),
+            (&one, &[(0, 1)], rows(1, 1)),
+            (&one, &[(0, 3)], rows(2, 0)),
+            (&one, &[(u32::MAX, 2)], rows(2, 0)),
+            (&one, &[(0, 3)], vec![Row::new(0, 0), Row::new(8, 0), Row::new(4, 0)]),
+        ];
+        for (rules, pages, rows) in cases {
+            assert!(send(&mut store, 1, rules, pages, &rows, 0).is_err(), "{rules:?} {pages:?} {rows:?}");
+            assert_eq!(store.counters().row_bytes, 0);
+            assert_eq!(store.table(number).unwrap().page_count, 0);
+        }
+        assert_eq!(store.end(0), Err(TableError::NotBegun));
+        assert_eq!(store.add_rows(&[0]), Err(TableError::NotBegun));
+        assert_eq!(send(&mut store, 9, &one, &[], &[], 0), Err(TableError::NotMapped));
+        assert_eq!(send(&mut store, 1, &one, &[], &rows(201, 0), 0), Err(TableError::TooLarge));
+        // Fewer or more than announced.
+        let begin = TableBegin { executable: ExecutableId(1), first_page: 0, pages: 1, rows: 1 };
+        store.begin(begin, 0).unwrap();
+        assert_eq!(store.end(0), Err(TableError::Count("rows and pages")));
+        store.begin(begin, 0).unwrap();
+        store.add_rules(&one).unwrap();
+        assert_eq!(store.add_rows(&[0, 1]), Err(TableError::Count("rows")));
+        // And after all that a right one.
+        send(&mut store, 1, &one, &[(0, 2)], &rows(2, 0), 0).unwrap();
+        assert!(store.has(ExecutableId(1)));
+    }
+
+    #[test]
+    fn the_least_recently_used_makes_room_and_comes_back() {
+        let mut store = store(100, 100);
+        for id in 1..=4 {
+            store.number(ExecutableId(id)).unwrap();
+        }
+        for id in 1..=3 {
+            send(&mut store, id, &[rule(8)], &[(0, 60)], &rows(60, 0), u64::from(id)).unwrap();
+        }
+        store.used(ExecutableId(1), 1, 10);
+        // Room comes only when nobody can be reading the old rows any more.
+        assert!(store.used(ExecutableId(4), 1, SECOND));
+        assert_eq!(
+            send(&mut store, 4, &[rule(8)], &[(0, 60)], &rows(60, 0), SECOND),
+            Err(TableError::NoRoom)
+        );
+        assert!(!store.used(ExecutableId(4), 1, SECOND + 1) && store.used(ExecutableId(4), 1, 3 * SECOND));
+        send(&mut store, 4, &[rule(8)], &[(0, 60)], &rows(60, 0), 3 * SECOND).unwrap();
+        assert!(store.has(ExecutableId(4)));
+        assert_eq!(store.counters().evicted, 1);
+        assert!(!store.has(ExecutableId(2)));
+        assert!(store.used(ExecutableId(2), 1, 4 * SECOND), "asked for when it is sampled again");
+        assert!(store.counters().row_bytes <= 800);
+    }
+
+    #[test]
+    fn rules_are_shared_and_have_a_bound() {
+        let mut store = store(100, 10);
+        for id in 1..=2 {
+            store.number(ExecutableId(id)).unwrap();
+            send(&mut store, id, &[rule(8), rule(16)], &[(0, 2)], &rows(2, 1), 0).unwrap();
+        }
+        assert_eq!(store.counters().rules, 4);
+        let many: Vec<Rule> = (1..=20).map(|i| rule(i * 8)).collect();
+        send(&mut store, 1, &many, &[(0, 1)], &[Row::new(0, 19)], 0).unwrap();
+        assert_eq!(store.counters().rules, 8);
+        let entry = store.table(store.numbers[&ExecutableId(1)]).unwrap();
+        let row = store.row(store.page(entry.pages).unwrap().first).unwrap();
+        assert_eq!(store.rule(row.rule().into()), Some(Rule::of(Cfa::Unsupported)));
+    }
+
+    #[test]
+    fn executables_that_are_gone_leave_their_numbers() {
+        let mut store = store(100, 10);
+        let numbers: Vec<_> = (1..=9).map(|id| store.number(ExecutableId(id))).collect();
+        assert_eq!(numbers.iter().flatten().count(), 8, "there is a bound");
+        send(&mut store, 1, &[rule(8)], &[(0, 2)], &rows(2, 0), 0).unwrap();
+        store.retain(|id| id == ExecutableId(2), 0);
+        assert!(!store.has(ExecutableId(1)));
+        store.settle(10 * SECOND);
+        assert_eq!(store.counters().row_bytes, 0);
+        assert!(store.number(ExecutableId(20)).is_some());
+    }
+
+    #[test]
+    fn a_store_fits_its_bytes() {
+        for bytes in [0, 1, 1 << 20, 64 << 20, 1 << 40] {
+            let (pairs, pages) = sizes(bytes);
+            assert!(pages >= 1 && pairs >= PAIRS_PER_PAGE);
+            if (1 << 20..1 << 35).contains(&bytes) {
+                let used = u64::from(pairs) * 8 + u64::from(pages) * 8;
+                assert!(used <= bytes && used > bytes * 9 / 10);
+            }
+        }
+    }
+}

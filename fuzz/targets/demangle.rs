@@ -1,0 +1,13 @@
+//! Names of functions.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(name) = std::str::from_utf8(data) else { return };
+    assert!(objects::demangle(name).len() <= 64 * 1024);
+    // What says that it is mangled.
+    for prefix in ["_Z", "_ZN", "_R", "_RNv"] {
+        assert!(objects::demangle(&format!("{prefix}{name}")).len() <= 64 * 1024);
+    }
+});

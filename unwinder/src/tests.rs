@@ -1,0 +1,288 @@
+//! The unwinder over stacks and tables made by hand.
+#![expect(clippy::cast_possible_truncation, reason = "all numbers here are small")]
+
+extern crate std;
+use std::{vec, vec::Vec};
+
+use records::{Cfa, SavedFp};
+
+use super::*;
+
+/// Code from [`FILE`] on is table 0 at file offset 0x1000; code from [`JIT`] on has no file.
+struct World {
+    base: u64,
+    words: Vec<u64>,
+    /// Text words by address.
+    text: Vec<(u64, u64)>,
+    rows: Vec<Row>,
+    rules: Vec<Rule>,
+    pages: Vec<Page>,
+    table: TableEntry,
+}
+
+const FILE: u64 = 0x40_0000;
+const JIT: u64 = 0x50_0000;
+const STACK: u64 = 0x1000;
+
+impl Machine for World {
+    fn read_word(&mut self, address: u64) -> Option<u64> {
+        if let Some((_, word)) = self.text.iter().find(|(at, _)| *at == address) {
+            return Some(*word);
+        }
+        let index = usize::try_from(address.checked_sub(self.base)? / 8).ok()?;
+        self.words.get(index).copied()
+    }
+
+    fn read_pair(&mut self, address: u64) -> Option<[u64; 2]> {
+        Some([self.read_word(address)?, self.read_word(address.wrapping_add(8))?])
+    }
+
+    fn locate(&mut self, address: u64) -> Option<(u32, u64)> {
+        match address {
+            FILE..JIT => Some((0, address - FILE + 0x1000)),
+            JIT..0x60_0000 => Some((NO_TABLE, 0)),
+            _ => None,
+        }
+    }
+
+    fn table(&mut self, number: u32) -> Option<TableEntry> {
+        (number == 0).then_some(self.table)
+    }
+
+    fn page(&mut self, number: u32) -> Option<Page> {
+        self.pages.get(number as usize).copied()
+    }
+
+    fn row(&mut self, number: u32) -> Option<Row> {
+        self.rows.get(number as usize).copied()
+    }
+
+    fn rule(&mut self, number: u32) -> Option<Rule> {
+        self.rules.get(number as usize).copied()
+    }
+}
+
+fn world(words: &[u64]) -> World {
+    World {
+        base: STACK,
+        words: words.to_vec(),
+        text: vec![],
+        rows: vec![],
+        rules: vec![],
+        pages: vec![],
+        table: TableEntry::default(),
+    }
+}
+
+/// One page with these rows: (address, rule).
+fn with_rows(words: &[u64], rows: &[(u64, Rule)]) -> World {
+    let mut world = world(words);
+    for (address, rule) in rows {
+        world.rows.push(Row::new((address - FILE + 0x1000) as u16, world.rules.len() as u16));
+        world.rules.push(*rule);
+    }
+    world.pages = vec![Page { first: 0, count: rows.len() as u32 }];
+    world.table = TableEntry { pages: 0, first_page: 0, page_count: 1, reserved: 0 };
+    world
+}
+
+fn cfa(cfa: Cfa, cfa_offset: i32) -> Rule {
+    Rule { cfa: cfa as u8, cfa_offset, ..Rule::default() }
+}
+
+fn saving_fp(rule: Rule, fp_offset: i16) -> Rule {
+    Rule { fp: SavedFp::AtCfa as u8, fp_offset, ..rule }
+}
+
+fn unwind(world: &mut World, registers: Registers) -> (Vec<u64>, End, Cursor) {
+    let mut frames = vec![];
+    let mut cursor = Cursor::new(registers, 0);
+    loop {
+        frames.push(cursor.registers.ip);
+        match step(world, &mut cursor) {
+            Ok(()) => assert!(frames.len() < 1000, "an unwind without an end"),
+            Err(end) => return (frames, end, cursor),
+        }
+    }
+}
+
+#[test]
+fn three_frames_by_frame_pointers_to_the_root() {
+    // Locals of the leaf; its frame; locals of the middle; its frame; the root's frame.
+    let words = [9, STACK + 4 * 8, JIT + 1, 9, STACK + 7 * 8, JIT + 2, 9, 0, JIT + 3, 1, 1];
+    let (frames, end, cursor) = unwind(&mut world(&words), Registers { ip: JIT, sp: STACK, fp: STACK + 8 });
+    assert_eq!(frames, [JIT, JIT + 1, JIT + 2, JIT + 3]);
+    assert_eq!((end, cursor.guessed), (End::Root, 0));
+    // In a file the same is a guess.
+    let words = [9, STACK + 4 * 8, FILE + 1, 9, 0, FILE + 2];
+    let (frames, end, cursor) = unwind(&mut world(&words), Registers { ip: FILE, sp: STACK, fp: STACK + 8 });
+    assert_eq!((frames.len(), end, cursor.guessed), (3, End::Root, 3));
+}
+
+#[test]
+fn a_zero_return_address_is_the_root() {
+    let mut world = world(&[STACK + 0x10, 0, 0, 0]);
+    assert_eq!(unwind(&mut world, Registers { ip: JIT, sp: STACK, fp: STACK }).1, End::Root);
+    let mut world = with_rows(&[0, 0], &[(FILE, cfa(Cfa::Sp, 8))]);
+    assert_eq!(unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 0 }).1, End::Root);
+}
+
+#[test]
+fn what_is_no_frame_pointer_is_not_followed() {
+    // A loop, a pointer below the stack, an odd pointer, a small number (argc in glibc's start code).
+    for fp in [STACK - 1, STACK + 1, 1] {
+        let (frames, end, _) =
+            unwind(&mut world(&[STACK, JIT, STACK, JIT]), Registers { ip: JIT, sp: STACK, fp });
+        assert_eq!((frames.len(), end), (1, End::NotClimbing));
+    }
+    let (frames, end, _) =
+        unwind(&mut world(&[STACK, JIT + 1, 2, 3]), Registers { ip: JIT, sp: STACK, fp: STACK });
+    assert_eq!((frames.len(), end), (2, End::NotClimbing));
+}
+
+#[test]
+fn a_stack_that_cannot_be_read_says_so() {
+    let mut world = world(&[0x9000, JIT]);
+    assert_eq!(unwind(&mut world, Registers { ip: JIT, sp: STACK, fp: STACK }).1, End::Memory);
+    assert_eq!(unwind(&mut world, Registers { ip: JIT, sp: STACK, fp: !7 }).1, End::Memory);
+    let mut world = with_rows(&[], &[(FILE, cfa(Cfa::Sp, 8))]);
+    assert_eq!(unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 0 }).1, End::Memory);
+}
+
+#[test]
+fn rows_find_callers_without_frame_pointers() {
+    let rows = [
+        (FILE, cfa(Cfa::Sp, 8)),
+        (FILE + 0x10, saving_fp(cfa(Cfa::Sp, 32), -16)),
+        (FILE + 0x20, saving_fp(cfa(Cfa::Fp, 16), -16)),
+        (FILE + 0x30, Rule::of(Cfa::Root)),
+    ];
+    // Leaf: return address at once. Middle: a word, the frame pointer, the return address. Then by frame pointer.
+    let words = [FILE + 0x18, 7, 7, STACK + 6 * 8, FILE + 0x28, 7, 0x77, FILE + 0x30 + 1];
+    let mut world = with_rows(&words, &rows);
+    let (frames, end, cursor) = unwind(&mut world, Registers { ip: FILE + 4, sp: STACK, fp: 5 });
+    assert_eq!(frames, [FILE + 4, FILE + 0x18, FILE + 0x28, FILE + 0x31]);
+    assert_eq!((end, cursor.registers.fp, cursor.guessed), (End::Root, 0x77, 0));
+}
+
+#[test]
+fn a_return_address_is_looked_up_at_the_call_and_an_interrupted_one_where_it_is() {
+    let rows = [(FILE, cfa(Cfa::Sp, 8)), (FILE + 0x10, Rule::of(Cfa::Root))];
+    // The call is the last instruction of the first function: it returns to where the next one begins.
+    let mut world = with_rows(&[FILE + 0x10, 0], &rows);
+    let (frames, end, _) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 0 });
+    assert_eq!(
+        (frames.len(), end),
+        (2, End::Root),
+        "by the rule of the caller, whose return address is zero"
+    );
+    let (frames, ..) = unwind(&mut world, Registers { ip: FILE + 0x10, sp: STACK, fp: 0 });
+    assert_eq!(frames.len(), 1);
+}
+
+#[test]
+fn signals_lead_to_what_they_interrupted() {
+    let mut words = vec![0; 40];
+    words[0] = FILE + 0x10; // the handler returns to the trampoline
+    let context = 1; // in words from the start of the stack
+    words[context + 15] = 0xf; // rbp
+    words[context + 20] = STACK + 30 * 8; // rsp
+    words[context + 21] = FILE + 0x20; // rip
+    let rows =
+        [(FILE, cfa(Cfa::Sp, 8)), (FILE + 0xf, Rule::of(Cfa::Signal)), (FILE + 0x20, Rule::of(Cfa::Root))];
+    let (frames, end, cursor) =
+        unwind(&mut with_rows(&words, &rows), Registers { ip: FILE, sp: STACK, fp: 3 });
+    assert_eq!(frames, [FILE, FILE + 0x10, FILE + 0x20]);
+    assert_eq!((end, cursor.registers.sp, cursor.registers.fp), (End::Root, STACK + 30 * 8, 0xf));
+    // The same without rows for the trampoline, which is known by its code.
+    let mut world = with_rows(&words, &[(FILE, cfa(Cfa::Sp, 8)), (FILE + 0x8, Rule::default())]);
+    world.text = vec![(FILE + 0x10, u64::from_le_bytes([0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f]))];
+    let (frames, ..) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 3 });
+    assert_eq!(frames, [FILE, FILE + 0x10, FILE + 0x20]);
+}
+
+#[test]
+fn stubs_of_the_linkage_table_and_saved_stack_pointers() {
+    let rows = |rule| [(FILE, rule), (FILE + 0x20, Rule::of(Cfa::Root))];
+    let target = FILE + 0x21;
+    // Before its push a stub has the return address on top, after it one word lower.
+    for (ip, words) in [(FILE, [target, 0]), (FILE + 0xb, [9, target]), (FILE + 0x1a, [target, 0])] {
+        let mut world = with_rows(&words, &rows(cfa(Cfa::Plt, 11)));
+        assert_eq!(unwind(&mut world, Registers { ip, sp: STACK, fp: 0 }).0, [ip, target]);
+    }
+    for (kind, word) in [(Cfa::AtSp, STACK + 0x18), (Cfa::AtFp, STACK + 0x18), (Cfa::AtSpPlus8, STACK + 0x10)]
+    {
+        let mut world = with_rows(&[0, word, target], &rows(cfa(kind, 8)));
+        let (frames, end, _) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: STACK });
+        assert_eq!((frames, end), (vec![FILE, target], End::Root), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_return_address_in_a_register_is_known_of_the_innermost_frame() {
+    let rows = [(FILE, cfa(Cfa::SpReturnInDi, 0)), (FILE + 0x20, Rule::of(Cfa::Root))];
+    let mut world = with_rows(&[1, 2], &rows);
+    let registers = Registers { ip: FILE, sp: STACK, fp: 9 };
+    let mut cursor = Cursor::new(registers, FILE + 0x21);
+    assert_eq!(step(&mut world, &mut cursor), Ok(()));
+    assert_eq!((cursor.registers, cursor.di), (Registers { ip: FILE + 0x21, sp: STACK, fp: 9 }, 0));
+    assert_eq!(unwind(&mut world, registers).1, End::NoRule);
+}
+
+#[test]
+fn what_no_table_covers_goes_by_frame_pointers_and_what_no_rule_says_ends() {
+    let words = [0, FILE + 0x8_0000];
+    let mut world = with_rows(&words, &[(FILE, Rule::of(Cfa::Unsupported))]);
+    assert_eq!(unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: STACK }).1, End::NoRule);
+    let mut world = with_rows(&words, &[(FILE, cfa(Cfa::Sp, 8))]);
+    world.rules[0].cfa = 200;
+    assert_eq!(unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: STACK }).1, End::NoRule);
+    // Far behind the last page.
+    let (frames, end, cursor) = unwind(&mut world, Registers { ip: JIT - 1, sp: STACK, fp: STACK });
+    assert_eq!((frames.len(), end, cursor.guessed), (2, End::Root, 2));
+}
+
+#[test]
+fn an_address_in_no_mapping_leaves_the_cursor_where_it_was() {
+    let mut world = with_rows(&[0x99, 0], &[(FILE, cfa(Cfa::Sp, 8))]);
+    let (frames, end, cursor) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 7 });
+    assert_eq!((frames, end), (vec![FILE, 0x99], End::NotPlaced));
+    assert_eq!(cursor.registers, Registers { ip: 0x99, sp: STACK + 8, fp: 7 });
+}
+
+#[test]
+fn searches_find_what_a_scan_finds() {
+    let mappings: Vec<records::SpaceMapping> = (0..100u64)
+        .map(|i| records::SpaceMapping {
+            start: i * 10,
+            end: i * 10 + 7,
+            table: i as u32,
+            ..Default::default()
+        })
+        .collect();
+    for count in [0, 1, 2, 3, 63, 64, 65, 100] {
+        for address in 0..1010 {
+            let found = find_mapping(0, count, address, |i| mappings.get(i as usize));
+            let expected = mappings[..count as usize].iter().find(|m| m.start <= address && address < m.end);
+            assert_eq!(found, expected);
+        }
+    }
+    let rows: Vec<(u64, Rule)> = (0..77).map(|i| (FILE + i * 3, cfa(Cfa::Sp, i as i32))).collect();
+    let mut world = with_rows(&[], &rows);
+    for address in FILE..FILE + 300 {
+        let expected = rows.iter().rev().find(|row| row.0 <= address).map(|row| row.1);
+        assert_eq!(search::find_rule(&mut world, 0, address - FILE + 0x1000), expected);
+    }
+}
+
+#[test]
+fn a_process_is_found_behind_others() {
+    let mut slots = vec![records::SpaceSlot::default(); 1 << records::SLOT_BITS];
+    let at = |probe| records::slot_of(7, probe) as usize;
+    assert_eq!(find_space(7, |i| slots.get(i as usize).copied()), None);
+    slots[at(0)] = records::SpaceSlot { owner: 8, mappings: 1 };
+    slots[at(1)] = records::SpaceSlot { owner: records::FREE_SLOT, mappings: 1 };
+    slots[at(2)] = records::SpaceSlot { owner: 7 | 5 << 32, mappings: 3 };
+    assert_eq!(find_space(7, |i| slots.get(i as usize).copied()).map(|slot| slot.mappings), Some(3));
+    assert_eq!(find_space(u32::MAX - 1, |i| slots.get(i as usize).copied()), None);
+}
