@@ -112,6 +112,17 @@ APART unsigned long aligned(unsigned long x) {
 APART void run(void) {
     for (;;) sink += aligned(sink);
 }
+#elif MODE == 9 // Secrets on the stack.
+APART unsigned long hold(int depth) {
+    volatile unsigned long secrets[256];
+    for (int i = 0; i < 256; i++) secrets[i] = SECRET + i * 8;
+    if (depth > 0) return hold(depth - 1) + secrets[depth];
+    return spin(100000) + secrets[0];
+}
+
+APART void run(void) {
+    for (;;) sink += hold(8);
+}
 #endif
 
 int main(void) {

@@ -23,7 +23,12 @@ pub enum Frameless {
     Threads,
     /// A stack is realigned.
     Aligned,
+    /// The stack is full of [`SECRET`]s.
+    Secrets,
 }
+
+/// What [`Frameless::Secrets`] has on its stack, plus a small number: like an address, and in no mapping.
+pub const SECRET: u64 = 0x5ec2_e7c0_d000;
 
 const FLAGS: &[&str] = &[
     "-O2",
@@ -47,6 +52,7 @@ impl Frameless {
             Frameless::LastCall => 6,
             Frameless::Threads => 7,
             Frameless::Aligned => 8,
+            Frameless::Secrets => 9,
         }
     }
 }
@@ -55,8 +61,9 @@ impl Frameless {
 pub fn frameless(name: &str, what: Frameless, flags: &[&str]) -> Result<PathBuf, BuildError> {
     let depth = if let Frameless::Recursion(depth) = what { depth } else { 0 };
     let (mode, depth) = (format!("-DMODE={}", what.mode()), format!("-DDEPTH={depth}"));
+    let secret = format!("-DSECRET={SECRET:#x}ul");
     let mut all: Vec<String> = FLAGS.iter().chain(flags).map(|flag| (*flag).to_owned()).collect();
-    all.extend([mode, depth]);
+    all.extend([mode, depth, secret]);
     if what == Frameless::Stubs {
         let source = "unsigned long tiny(unsigned long x) { return x * 7 + 1; }\n";
         let library = format!("{name}-library");

@@ -1,0 +1,145 @@
+//! An uploader that was taken over: it sends unwind rows that point everywhere. What it then gets to see of a process is
+//! still nothing but addresses of code.
+#![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
+
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use ipc::{ExecutableId, FromCollector, FromUploader, PageRows, TableBegin, UserFrame};
+use records::{Cfa, End, Row, Rule, SavedFp};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
+    sockopt::{Timeout, set_socket_timeout},
+};
+use tests::{
+    process::Running,
+    system::{CAPABILITIES, Place},
+    wait::wait_for,
+};
+use workloads::{Frameless, SECRET, frameless};
+
+/// How long the attack lasts.
+const SECONDS: u64 = 12;
+/// Rows of a hostile table, over all pages of text alike.
+const ROWS: u16 = 256;
+
+/// A small generator; the same numbers in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    /// A rule that leads somewhere near the stack pointer or the frame pointer.
+    fn rule(&mut self) -> Rule {
+        let kinds =
+            [Cfa::Sp, Cfa::Sp, Cfa::Sp, Cfa::Fp, Cfa::AtFp, Cfa::AtSp, Cfa::AtSpPlus8, Cfa::Plt, Cfa::Signal];
+        let fps = [SavedFp::Same, SavedFp::AtCfa, SavedFp::AtFp];
+        let near = |random: &mut Random| i32::try_from(random.below(1024)).unwrap() * 8 - 1024;
+        Rule {
+            cfa: kinds[usize::try_from(self.below(9)).unwrap()] as u8,
+            fp: fps[usize::try_from(self.below(3)).unwrap()] as u8,
+            fp_offset: i16::try_from(near(self)).unwrap(),
+            cfa_offset: near(self),
+        }
+    }
+}
+
+/// The connection of an uploader that speaks the protocol well, and means ill.
+struct Attacker(OwnedFd);
+
+impl Attacker {
+    fn connect(path: &str) -> Option<Self> {
+        let file = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).ok()?;
+        connect(&file, &SocketAddrUnix::new(path).ok()?).ok()?;
+        set_socket_timeout(&file, Timeout::Recv, Some(Duration::from_millis(200))).ok()?;
+        let attacker = Attacker(file);
+        let hello = ipc::Hello {
+            protocol: ipc::PROTOCOL_VERSION,
+            role: ipc::Role::Uploader,
+            release: "bulkhead 0.0".into(),
+        };
+        send(&attacker.0, &hello.to_bytes(), SendFlags::NOSIGNAL).ok()?;
+        ipc::Hello::from_bytes(&attacker.packet()?)?;
+        Some(attacker)
+    }
+
+    /// The next packet, if one comes soon.
+    fn packet(&self) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; ipc::MAX_MESSAGE_SIZE + 1];
+        let (length, _) = recv(&self.0, buffer.as_mut_slice(), RecvFlags::empty()).ok()?;
+        buffer.truncate(length);
+        (length > 0).then_some(buffer)
+    }
+
+    fn say(&self, message: &FromUploader) {
+        send(&self.0, &ipc::encode(message).unwrap(), SendFlags::NOSIGNAL).unwrap();
+    }
+
+    /// Sends a table of rows that are all lies.
+    fn send_rows(&self, executable: ExecutableId, random: &mut Random) {
+        let pages = 2048;
+        self.say(&FromUploader::TableBegin(TableBegin { executable, first_page: 0, pages, rows: u32::from(ROWS) }));
+        self.say(&FromUploader::TableRules((0..ROWS).map(|_| random.rule()).collect()));
+        let page = PageRows { first: 0, count: u32::from(ROWS) };
+        self.say(&FromUploader::TablePages(vec![page; pages as usize]));
+        self.say(&FromUploader::TableRows((0..ROWS).map(|i| Row::new(i << 8, i).0).collect()));
+        self.say(&FromUploader::TableEnd);
+    }
+}
+
+#[test]
+fn rows_that_point_everywhere_carry_nothing_out() {
+    let path = frameless("secrets", Frameless::Secrets, &[]).unwrap();
+    let _running = Running::start(&path, &[""; 0]);
+    let place = Place::new();
+    // The one user who may connect is the test's own.
+    let mut collector = place.collector_with(&CAPABILITIES, &["--uploader-user=0".to_owned()]);
+    let attacker = wait_for("the collector takes the attacker in", 20, || Attacker::connect(&place.socket()));
+
+    let secret: Vec<u8> = SECRET.to_le_bytes()[2..6].to_vec();
+    let mut random = Random(88_172_645_463_325_252);
+    let (mut samples, mut cut, mut tables, mut known) = (0, 0, 0, Vec::new());
+    let begun = Instant::now();
+    let mut renewed = Instant::now();
+    while begun.elapsed() < Duration::from_secs(SECONDS) {
+        // Other lies every half second.
+        if renewed.elapsed() > Duration::from_millis(500) {
+            renewed = Instant::now();
+            for id in &known {
+                attacker.send_rows(*id, &mut random);
+                tables += 1;
+            }
+        }
+        let Some(packet) = attacker.packet() else { continue };
+        assert!(!packet.windows(secret.len()).any(|bytes| bytes == secret), "a secret came out: {packet:x?}");
+        match ipc::decode::<FromCollector>(&packet).unwrap() {
+            FromCollector::WantRows(id) if !known.contains(&id) => {
+                attacker.send_rows(id, &mut random);
+                known.push(id);
+            }
+            FromCollector::Samples(taken) => {
+                for sample in taken.iter().filter(|sample| sample.thread_comm == b"secrets") {
+                    samples += 1;
+                    cut += u64::from(sample.end == End::NotCode as u8);
+                    for frame in &sample.user {
+                        // The program has no code without a file, so no address of its own may be seen at all.
+                        assert!(matches!(frame, UserFrame::File(_, offset) if offset.0 < 1 << 32), "{sample:x?}");
+                    }
+                }
+            }
+            _ => {}
+        }
+        assert_eq!(collector.status(), None, "{}", place.log("collector"));
+    }
+    println!("{tables} tables, {samples} samples, {cut} cut");
+    assert!(samples > 200, "{samples} samples of the victim");
+    // The attack reached its goal in the kernel: words of the stack were taken for return addresses, and stayed inside.
+    assert!(cut > 20, "{cut} of {samples} stacks were led astray");
+}
