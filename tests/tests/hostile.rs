@@ -85,7 +85,12 @@ impl Attacker {
     /// Sends a table of rows that are all lies.
     fn send_rows(&self, executable: ExecutableId, random: &mut Random) {
         let pages = 2048;
-        self.say(&FromUploader::TableBegin(TableBegin { executable, first_page: 0, pages, rows: u32::from(ROWS) }));
+        self.say(&FromUploader::TableBegin(TableBegin {
+            executable,
+            first_page: 0,
+            pages,
+            rows: u32::from(ROWS),
+        }));
         self.say(&FromUploader::TableRules((0..ROWS).map(|_| random.rule()).collect()));
         let page = PageRows { first: 0, count: u32::from(ROWS) };
         self.say(&FromUploader::TablePages(vec![page; pages as usize]));
@@ -130,7 +135,10 @@ fn rows_that_point_everywhere_carry_nothing_out() {
                     cut += u64::from(sample.end == End::NotCode as u8);
                     for frame in &sample.user {
                         // The program has no code without a file, so no address of its own may be seen at all.
-                        assert!(matches!(frame, UserFrame::File(_, offset) if offset.0 < 1 << 32), "{sample:x?}");
+                        assert!(
+                            matches!(frame, UserFrame::File(_, offset) if offset.0 < 1 << 32),
+                            "{sample:x?}"
+                        );
                     }
                 }
             }
