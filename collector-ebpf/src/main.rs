@@ -39,6 +39,9 @@ const AVAILABLE_DATA: u64 = 0;
 /// Counters, [`COUNTERS_PER_CPU`] for each CPU, each written by its own CPU only.
 #[map(name = "COUNTERS")]
 static COUNTERS: Array<u64> = Array::with_max_entries(COUNTERS_PER_CPU * MAX_CPUS, MMAPABLE);
+/// Not 0 when the collector has shown what runs: before that every stack would have to be handed over.
+#[map(name = "STARTED")]
+static STARTED: Array<u64> = Array::with_max_entries(1, MMAPABLE);
 /// Sample records. The collector sets the size before loading.
 #[map(name = "SAMPLES")]
 static SAMPLES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
@@ -92,6 +95,11 @@ fn count(counter: u32) {
 /// Fills the header and the kernel's frames. `None`: no record is made, or it is finished already.
 #[inline(always)]
 fn begin(context: &PerfEventContext) -> Option<&'static mut Work> {
+    let started: *const u64 = STARTED.get(0)?;
+    // SAFETY: the pointer is the map's; volatile, since the collector writes it.
+    if unsafe { started.read_volatile() } == 0 {
+        return None;
+    }
     let task = Task::current();
     let Some(ids) = task.ids() else {
         count(Counter::OutsideNamespace as u32);

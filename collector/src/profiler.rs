@@ -110,6 +110,7 @@ impl Profiler {
         };
         profiler.registry.scan(now, &mut profiler.link)?;
         profiler.show(now);
+        parts.shared.started.publish(0, 1);
         Ok(profiler)
     }
 

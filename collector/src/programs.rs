@@ -55,6 +55,8 @@ pub(crate) enum ProgramsError {
 pub(crate) struct Shared {
     pub(crate) tables: TableArrays,
     pub(crate) spaces: SpaceArrays,
+    /// One word: the programs make no record as long as it is 0.
+    pub(crate) started: SharedArray<u64>,
 }
 
 /// The loaded programs and what they tell this process. Dropping it ends the sampling.
@@ -180,6 +182,7 @@ pub(crate) fn start(
             mappings: shared_array(&mut object, "MAPPINGS", spaces::MAX_MAPPINGS)?,
             slots: shared_array(&mut object, "SPACES", 2 << SLOT_BITS)?,
         },
+        started: shared_array(&mut object, "STARTED", 1)?,
     };
     let programs = Programs {
         ring: take(&mut object, "SAMPLES")?.try_into()?,

@@ -97,6 +97,8 @@ struct Building {
     /// The machine's numbers of the table's own rules.
     rules: Vec<u16>,
     pages_written: u32,
+    /// Rows of all pages together: each row belongs to one page, and a page may have one more, that is in force at its start.
+    rows_of_pages: u64,
     rows_written: u32,
     /// The first row of a pair whose second is still to come.
     half: u64,
@@ -174,6 +176,7 @@ impl UnwindTables {
                     pages,
                     rules: Vec::new(),
                     pages_written: 0,
+                    rows_of_pages: 0,
                     rows_written: 0,
                     half: 0,
                 });
@@ -254,11 +257,14 @@ impl UnwindTables {
     pub(crate) fn add_pages(&mut self, pages: &[ipc::PageRows]) -> Result<(), TableError> {
         let Some(building) = &mut self.building else { return Err(TableError::NotBegun) };
         for page in pages {
-            let rows = building.begin.rows;
+            let TableBegin { rows, pages, .. } = building.begin;
             let ends = page.first.checked_add(page.count);
+            building.rows_of_pages += u64::from(page.count);
+            // Also a bound on the work of checking them.
+            let too_many = building.rows_of_pages > u64::from(rows) + u64::from(pages);
             let error = if building.pages_written >= building.begin.pages {
                 Some(TableError::Count("pages"))
-            } else if page.count > MAX_ROWS_PER_PAGE || ends.is_none_or(|end| end > rows) {
+            } else if too_many || page.count > MAX_ROWS_PER_PAGE || ends.is_none_or(|end| end > rows) {
                 Some(TableError::Page)
             } else {
                 None
@@ -488,6 +494,7 @@ mod tests {
             (&one, &[(0, 1)], rows(1, 1)),
             (&one, &[(0, 3)], rows(2, 0)),
             (&one, &[(u32::MAX, 2)], rows(2, 0)),
+            (&one, &[(0, 2), (0, 2), (0, 2), (0, 2)], rows(2, 0)),
             (&one, &[(0, 3)], vec![Row::new(0, 0), Row::new(8, 0), Row::new(4, 0)]),
         ];
         for (rules, pages, rows) in cases {

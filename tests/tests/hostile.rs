@@ -22,8 +22,11 @@ use workloads::{Frameless, SECRET, frameless};
 
 /// How long the attack lasts.
 const SECONDS: u64 = 12;
-/// Rows of a hostile table, over all pages of text alike.
-const ROWS: u16 = 256;
+/// Rows of each page of a hostile table, and pages: 32 MiB of text.
+const ROWS: u16 = 16;
+const PAGES: u32 = 512;
+/// Rules of a hostile table.
+const RULES: u16 = 256;
 
 /// A small generator; the same numbers in every run.
 struct Random(u64);
@@ -84,17 +87,21 @@ impl Attacker {
 
     /// Sends a table of rows that are all lies.
     fn send_rows(&self, executable: ExecutableId, random: &mut Random) {
-        let pages = 2048;
         self.say(&FromUploader::TableBegin(TableBegin {
             executable,
             first_page: 0,
-            pages,
-            rows: u32::from(ROWS),
+            pages: PAGES,
+            rows: u32::from(ROWS) * PAGES,
         }));
-        self.say(&FromUploader::TableRules((0..ROWS).map(|_| random.rule()).collect()));
-        let page = PageRows { first: 0, count: u32::from(ROWS) };
-        self.say(&FromUploader::TablePages(vec![page; pages as usize]));
-        self.say(&FromUploader::TableRows((0..ROWS).map(|i| Row::new(i << 8, i).0).collect()));
+        self.say(&FromUploader::TableRules((0..RULES).map(|_| random.rule()).collect()));
+        let rows = u32::from(ROWS);
+        let pages = (0..PAGES).map(|page| PageRows { first: page * rows, count: rows });
+        self.say(&FromUploader::TablePages(pages.collect()));
+        for _ in 0..PAGES / 256 {
+            let mut rule = || u16::try_from(random.below(u64::from(RULES))).unwrap();
+            let rows = (0..256).flat_map(|_| 0..ROWS).map(|i| Row::new(i << 12, rule()).0);
+            self.say(&FromUploader::TableRows(rows.collect()));
+        }
         self.say(&FromUploader::TableEnd);
     }
 }

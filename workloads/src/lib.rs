@@ -13,4 +13,4 @@ pub use broken::{Broken, write_broken};
 pub use catalogue::{Known, Program, known_cpp, known_go, known_rust, plain, plugin, program, stage};
 pub use frameless::{Frameless, SECRET, exceptions, frameless, rust_release};
 pub use toolchain::{BuildError, Language, compile};
-pub use tree::{CallTree, Leaf, Start, standard_leaves};
+pub use tree::{CallTree, Leaf, Start, WITHOUT_FRAME_POINTERS, standard_leaves};

@@ -38,6 +38,19 @@ pub struct CallTree {
     pub start: Start,
 }
 
+/// Flags of gcc's for a tree without frame pointers, whose functions stay functions, each with its own code.
+pub const WITHOUT_FRAME_POINTERS: &[&str] = &[
+    "-O2",
+    "-fomit-frame-pointer",
+    "-fno-inline",
+    "-fno-optimize-sibling-calls",
+    "-fno-ipa-icf",
+    "-fno-ipa-cp",
+    "-fno-ipa-sra",
+    "-fno-ipa-pure-const",
+    "-fno-partial-inlining",
+];
+
 /// Iterations of one slot: about a third of a millisecond, short against the time between two samples.
 const SLOT_ITERATIONS: u32 = 150_000;
 /// The programs end by themselves after this many seconds, also when nobody stops them.

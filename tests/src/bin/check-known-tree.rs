@@ -5,20 +5,8 @@
 use std::process::ExitCode;
 
 use tests::{pprof::Profile, statistics::compare};
-use workloads::{CallTree, Start};
+use workloads::{CallTree, Start, WITHOUT_FRAME_POINTERS};
 
-/// Its functions stay functions, each with its own code, and have no frame pointers.
-const FLAGS: [&str; 9] = [
-    "-O2",
-    "-fomit-frame-pointer",
-    "-fno-inline",
-    "-fno-optimize-sibling-calls",
-    "-fno-ipa-icf",
-    "-fno-ipa-cp",
-    "-fno-ipa-sra",
-    "-fno-ipa-pure-const",
-    "-fno-partial-inlining",
-];
 /// Fewer samples than this in ten seconds of an emulated machine tell nothing.
 const LEAST: i64 = 200;
 
@@ -42,7 +30,7 @@ fn tree() -> CallTree {
 }
 
 fn program() -> Result<String, String> {
-    let path = tree().build_with(&FLAGS).map_err(|error| error.to_string())?;
+    let path = tree().build_with(WITHOUT_FRAME_POINTERS).map_err(|error| error.to_string())?;
     Ok(path.display().to_string())
 }
 

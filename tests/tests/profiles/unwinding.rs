@@ -7,7 +7,7 @@ use tests::{
     process::Running,
     system::System,
 };
-use workloads::{CallTree, Frameless, Start, exceptions, frameless, rust_release};
+use workloads::{CallTree, Frameless, Start, WITHOUT_FRAME_POINTERS, exceptions, frameless, rust_release};
 
 use crate::{
     Case,
@@ -15,16 +15,16 @@ use crate::{
 };
 
 pub(crate) const CASES: &[Case] = &[
-    ("without_frame_pointers_o2", |system| check_tree(system, "frameless-o2", &["-O2"])),
+    ("without_frame_pointers_o2", |system| check_tree(system, "frameless-o2", &[])),
     ("without_frame_pointers_o3", |system| check_tree(system, "frameless-o3", &["-O3"])),
     ("without_frame_pointers_cet", |system| {
-        check_tree(system, "frameless-cet", &["-O2", "-fcf-protection=full"]);
+        check_tree(system, "frameless-cet", &["-fcf-protection=full"]);
     }),
     ("without_frame_pointers_static_pie", |system| {
-        check_tree(system, "frameless-pie", &["-O2", "-static-pie"]);
+        check_tree(system, "frameless-pie", &["-static-pie"]);
     }),
     ("without_frame_pointers_musl", |system| {
-        check_tree(system, "frameless-musl", &["-O2", "-static", MUSL]);
+        check_tree(system, "frameless-musl", &["-static", MUSL]);
     }),
     ("signal_handlers_lead_to_what_they_interrupted", signal_handlers_lead_to_what_they_interrupted),
     ("recursion_without_frame_pointers", recursion_without_frame_pointers),
@@ -58,18 +58,6 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 const MUSL: &str = "-specs=/usr/lib/x86_64-linux-musl/musl-gcc.specs";
-/// So that the tree's functions stay functions, each with its own code.
-const KEEP: &[&str] = &[
-    "-fomit-frame-pointer",
-    "-fno-inline",
-    "-fno-optimize-sibling-calls",
-    "-fno-ipa-icf",
-    "-fno-ipa-cp",
-    "-fno-ipa-sra",
-    "-fno-ipa-pure-const",
-    "-fno-partial-inlining",
-];
-
 /// Asserts that every sample with user frames ends at the program's very start.
 fn assert_rooted(profile: &Profile, roots: &[&str]) {
     let user = profile.count(|stack| !user_names(stack).is_empty());
@@ -99,7 +87,7 @@ fn assert_chain(profile: &Profile, program: &Path, chain: &[&str]) {
 }
 
 fn check_tree(system: &System, name: &str, flags: &[&str]) {
-    let flags = [KEEP, flags].concat();
+    let flags = [WITHOUT_FRAME_POINTERS, flags].concat();
     let tree = CallTree::standard(name, Start::Libc);
     let _running = Running::start(&tree.build_with(&flags).unwrap(), &[""; 0]);
     let profile = system.collect_settled(name, 400);
