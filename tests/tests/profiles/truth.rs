@@ -57,7 +57,7 @@ fn known_shares_from_the_leaf_to_main(system: &System) {
     let path = tree.build().unwrap();
     let _load = Running::start(&CallTree::standard("truth-load", Start::Bare).build().unwrap(), &[""; 0]);
     let _running = Running::start(&path, &[""; 0]);
-    let profile = system.collect_settled("truth-libc", 1000);
+    let profile = system.collect_settled("truth-libc", 2000);
     assert_truth(&profile, &tree.expected(), 0.01);
     for stack in &profile.stacks {
         let own = stack.user().next().expect("a leaf");
