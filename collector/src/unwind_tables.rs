@@ -351,6 +351,10 @@ impl UnwindTables {
             }
         }
         self.asked.retain(|id, _| keep(*id));
+        // Shown without a number, it would not be found here again.
+        if self.building.as_ref().is_some_and(|building| !keep(building.begin.executable)) {
+            self.drop_building();
+        }
     }
 
     /// Frees what nobody can be reading any more.
@@ -452,6 +456,16 @@ mod tests {
 
     fn rows(count: u16, rule: u16) -> Vec<Row> {
         (0..count).map(|i| Row::new(i * 4, rule)).collect()
+    }
+
+    #[test]
+    fn a_table_of_what_is_forgotten_while_it_is_sent_takes_no_room() {
+        let mut store = store(100, 10);
+        store.number(ExecutableId(7)).unwrap();
+        store.begin(TableBegin { executable: ExecutableId(7), first_page: 3, pages: 0, rows: 0 }, 0).unwrap();
+        store.retain(|_| false, 0);
+        assert_eq!(store.end(0), Err(TableError::NotBegun));
+        assert!(!store.has(ExecutableId(7)));
     }
 
     #[test]

@@ -44,7 +44,17 @@ fuzz_target!(|data: &[u8]| {
             Ok(FromUploader::TablePages(pages)) => tables.add_pages(&pages),
             Ok(FromUploader::TableRows(rows)) => tables.add_rows(&rows),
             Ok(FromUploader::TableEnd) => tables.end(now),
-            _ => Ok(()),
+            // Not what these say: they stand for a sample in an executable, and for the end of all others.
+            Ok(FromUploader::Reopen(id)) => {
+                tables.used(id, 1, now);
+                Ok(())
+            }
+            Ok(FromUploader::ReopenPerfMap(process)) => {
+                tables.retain(|id| id.0 == process.0, now);
+                tables.number(ExecutableId(process.0));
+                Ok(())
+            }
+            Err(_) => Ok(()),
         };
         tables.settle(now);
         assert!(tables.counters().row_bytes <= u64::from(PAIRS) * 8);
@@ -55,6 +65,11 @@ fuzz_target!(|data: &[u8]| {
         let steps = (0..600).take_while(|_| unwinder::step(&mut process, &mut cursor).is_ok()).count();
         assert!(steps <= 600);
     }
+    // No room is lost, whatever happened.
+    tables.end_session();
+    tables.retain(|_| false, now);
+    tables.settle(u64::MAX);
+    assert_eq!(tables.counters().row_bytes, 0);
 });
 
 /// A process whose memory is noise.
@@ -99,4 +114,3 @@ impl Machine for Process<'_> {
         Some(rule)
     }
 }
-

@@ -1,8 +1,9 @@
-//! Unwind rows: as an executable, and as the bytes of a section alone.
+//! Unwind rows: as an executable, also one that changes while it is read, and as the bytes of a section alone.
 #![no_main]
 
+use bulkhead_fuzz::Changing;
 use libfuzzer_sys::fuzz_target;
-use objects::UnwindRows;
+use objects::{ReadAt, UnwindRows};
 
 const MAX_ROWS: usize = 10_000;
 /// Where the bytes of the section begin in the file that is made around them.
@@ -10,10 +11,13 @@ const HEADERS: usize = 0x400;
 
 fuzz_target!(|data: &[u8]| {
     check(&data.to_vec());
-    check(&executable(data));
+    let file = executable(data);
+    check(&file);
+    // How long it stays as it is, its last byte says.
+    check(&Changing::new(&file, data.last().copied().unwrap_or_default() % 32));
 });
 
-fn check(file: &Vec<u8>) {
+fn check(file: &dyn ReadAt) {
     let Ok(table) = UnwindRows::read(file, MAX_ROWS) else { return };
     assert!(table.rows.len() <= MAX_ROWS);
     assert!(table.rules.iter().all(records::Rule::is_sound));

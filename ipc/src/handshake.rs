@@ -74,15 +74,14 @@ impl Hello {
         Hello { protocol: PROTOCOL_VERSION, role, release: format!("bulkhead {}", env!("CARGO_PKG_VERSION")) }
     }
 
-    /// As bytes; a release that does not fit is cut.
+    /// As bytes; a release that does not fit is cut, between characters.
     pub fn to_bytes(&self) -> [u8; HELLO_SIZE] {
         let mut bytes = [0; HELLO_SIZE];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&self.protocol.to_le_bytes());
         bytes[12] = self.role as u8;
-        for (to, from) in bytes[RELEASE].iter_mut().zip(self.release.bytes()) {
-            *to = from;
-        }
+        let release = &self.release[..self.release.floor_char_boundary(RELEASE.len())];
+        bytes[RELEASE][..release.len()].copy_from_slice(release.as_bytes());
         bytes
     }
 
@@ -195,6 +194,18 @@ mod tests {
             greet_uploader(&mut collector).await,
             Err(HandshakeError::SameRole(Role::Collector))
         ));
+    }
+
+    #[test]
+    fn a_release_that_does_not_fit_is_cut_between_characters() {
+        for (release, sent) in [
+            ("x".repeat(49), "x".repeat(48)),
+            ("\u{e4}x".repeat(16) + "\u{e4}", "\u{e4}x".repeat(16)),
+            ("x".repeat(47) + "\u{e4}", "x".repeat(47)),
+        ] {
+            let hello = Hello { protocol: 1, role: Role::Uploader, release };
+            assert_eq!(Hello::from_bytes(&hello.to_bytes()).unwrap().release, sent);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -49,6 +49,14 @@ pub(crate) fn printable(mut names: Vec<u8>) -> String {
             *byte = b'?';
         }
     }
+    // The other control characters, U+0080 to U+009F, have these two bytes, which are nothing else anywhere.
+    let mut at = 0;
+    while let Some([lead, next]) = names.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
+        if *lead == 0xc2 && matches!(next, 0x80..=0x9f) {
+            (*lead, *next) = (b'?', b'?');
+        }
+        at += 1;
+    }
     loop {
         match String::from_utf8(names) {
             Ok(text) => return text,
@@ -110,5 +118,6 @@ mod tests {
     #[test]
     fn what_is_no_text_becomes_question_marks() {
         assert_eq!(printable(b"a\xff\xfeb\0\xc3\xa4\n\x1b\0\xe2\x82".to_vec()), "a??b\0\u{e4}??\0??");
+        assert_eq!(printable("a\u{80}\u{9f}\u{a0}\u{85}".as_bytes().to_vec()), "a????\u{a0}??");
     }
 }

@@ -180,6 +180,10 @@ impl SymbolTable {
         let before = self.entries.get(..after)?.iter().rev().take(MAX_NESTED);
         let entry = before.into_iter().find(|entry| address < entry.end)?;
         let name = self.names.get(entry.name as usize..)?.split('\0').next()?;
+        // A forged name may begin where another one is cut (`compact`).
+        if name.is_empty() {
+            return None;
+        }
         Some((name, ElfAddress(self.base + u64::from(entry.start))))
     }
 
@@ -215,4 +219,20 @@ fn best_alias<'a>(group: &'a [Candidate], names: &[u8]) -> Option<&'a Candidate>
         let underscores = name.iter().take_while(|byte| **byte == b'_').count();
         (candidate.rank, underscores, name.len(), name)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_nothing_but_a_version_is_none() {
+        let code = Code { ranges: vec![(0x1000, 0x2000)] };
+        let candidate = |start, name| Candidate { start, size: 16, name, rank: 0 };
+        let mut table = SymbolTable { base: code.base(), ..SymbolTable::default() };
+        // The second name begins where the first one ends: at its version.
+        table.fill(vec![candidate(0, 1), candidate(16, 4)], b"\0one@V1\0".to_vec(), &code);
+        assert_eq!(table.lookup(ElfAddress(0x100f)), Some(("one", ElfAddress(0x1000))));
+        assert_eq!(table.lookup(ElfAddress(0x1010)), None);
+    }
 }

@@ -64,7 +64,7 @@ fn container(path: &[&str]) -> Option<String> {
 /// The container that a component names, given the component above it.
 fn container_id(component: &str, parent: &str) -> Option<String> {
     // LXC names its cgroups after containers, which have names and no ids. The monitor is not in the container.
-    if let Some(name) = component.strip_prefix("lxc.payload.") {
+    if let Some(name) = component.strip_prefix("lxc.payload.").filter(|name| !name.is_empty()) {
         return Some(printable(name.as_bytes()));
     }
     if matches!(parent, "lxc" | "lxc.payload") {
@@ -234,6 +234,7 @@ mod tests {
             "0::/some/HHH",
             "0::/machine.slice/libpod-conmon-ID",
             "0::/lxc.monitor.web",
+            "0::/lxc.payload.",
             "0::/docker/0123",
             "0::/docker/IDa",
         ] {
