@@ -5,80 +5,152 @@
 
 use crate::{
     Class, ObjectError,
-    elf::{Elf, SHT_RELA, Section},
+    elf::{Elf, Encoding, SHT_RELA, Section},
     plt::each_relocation,
     read_at::{read_exact, read_range},
     symbols::{Candidate, Code},
     symtab::Found,
 };
 
-/// Of Go 1.18 and 1.19, and of 1.20 and later.
-const MAGICS: [u32; 2] = [0xffff_fff0, 0xffff_fff1];
+/// Of Go 1.18 and 1.19.
+const MAGIC_1_18: u32 = 0xffff_fff0;
+/// Of Go 1.20 and later.
+const MAGIC_1_20: u32 = 0xffff_fff1;
 /// The module data's field `text`, in words.
 const MODULE_TEXT: u64 = 22;
 /// Relocations that are looked at.
 const MAX_RELOCATIONS: u64 = 4 << 20;
 const R_X86_64_RELATIVE: u32 = 8;
 const R_AARCH64_RELATIVE: u32 = 1027;
+/// `_func.pcsp`, `.funcID` (which Go 1.20 moved by putting `startLine` before it) and the flags behind that, in bytes.
+const PC_SP: usize = 16;
+const FUNCTION_ID_1_18: usize = 36;
+const FUNCTION_ID_1_20: usize = 40;
+/// Smallest `_func`, in bytes.
+const DESCRIPTION: usize = 40;
+const WHAT: &str = "Go function table";
 
 /// The section that the table is in.
 pub(crate) fn section<'e>(elf: &'e Elf<'_>) -> Option<&'e Section> {
     elf.section(".gopclntab").or_else(|| elf.section(".data.rel.ro.gopclntab"))
 }
 
-/// Adds the functions of the table.
-pub(crate) fn read(
+/// The table.
+pub(crate) struct FunctionTable {
+    bytes: Vec<u8>,
+    encoding: Encoding,
+    /// Functions.
+    pub(crate) count: usize,
+    /// Address that functions are counted from.
+    text: u64,
+    /// Where their names lie, from where on their descriptions and their tables by address.
+    names: std::ops::Range<usize>,
+    descriptions: usize,
+    by_address: usize,
+    function_id: usize,
+}
+
+/// A function of the table.
+pub(crate) struct Function<'t> {
+    /// First ELF address.
+    pub(crate) begin: u64,
+    /// One more than the last ELF address, padding included.
+    pub(crate) end: u64,
+    /// Where its name begins among the names, in bytes.
+    name_at: usize,
+    /// Its name.
+    pub(crate) name: &'t [u8],
+    /// What the runtime must know of it (`internal/abi/symtab.go`, `FuncFlag`).
+    pub(crate) flags: u8,
+    /// How far the stack pointer lies below the return address, by address (`pcsp`); the table runs on behind its end.
+    pub(crate) stack_sizes: &'t [u8],
+}
+
+impl FunctionTable {
+    /// Reads the table, if it is at most `limit` bytes.
+    pub(crate) fn read(
+        elf: &Elf<'_>,
+        section: &Section,
+        code: &Code,
+        limit: u64,
+    ) -> Result<Self, ObjectError> {
+        let malformed = |problem: &str| ObjectError::Malformed { what: WHAT, problem: problem.to_owned() };
+        let bytes = read_range(elf.file, WHAT, section.offset, section.size, limit)?;
+        let encoding = elf.encoding;
+        let function_id = match encoding.u32(&bytes, 0) {
+            MAGIC_1_18 => FUNCTION_ID_1_18,
+            MAGIC_1_20 => FUNCTION_ID_1_20,
+            _ => return Err(ObjectError::Unsupported("the function table of a Go before 1.18")),
+        };
+        let pointer_size = encoding.size(4, 8);
+        if bytes.get(7).map(|size| usize::from(*size)) != Some(pointer_size) {
+            return Err(malformed("pointers of another size than the file's"));
+        }
+        let word = |index: usize| encoding.word(&bytes, 8 + index * 4, 8 + index * 8);
+        let part = |index: usize| usize::try_from(word(index)).ok().filter(|at| *at <= bytes.len());
+        let names = part(3).ok_or_else(|| malformed("names beyond its end"))?;
+        // They are followed by the table of compilation units.
+        let names = names..part(4).filter(|end| *end >= names).unwrap_or(bytes.len());
+        let by_address = part(6).ok_or_else(|| malformed("tables by address beyond its end"))?;
+        let descriptions = part(7).ok_or_else(|| malformed("functions beyond its end"))?;
+        let count = usize::try_from(word(0)).unwrap_or(usize::MAX);
+        // A function takes 8 bytes here and at least 40 for its description.
+        if count > (bytes.len() - descriptions) / (8 + DESCRIPTION) {
+            return Err(malformed("more functions than it has room for"));
+        }
+        let text =
+            text_start(elf, section, word(2), code).ok_or_else(|| malformed("no start of the text"))?;
+        Ok(FunctionTable { bytes, encoding, count, text, names, descriptions, by_address, function_id })
+    }
+
+    /// A function by its number; `None` if its description is broken.
+    pub(crate) fn function(&self, index: usize) -> Option<Function<'_>> {
+        let functions = self.bytes.get(self.descriptions..)?;
+        // The entry after the last one has the end of the text.
+        let [begin, end] = [0, 8].map(|next| self.encoding.u32(functions, index * 8 + next));
+        let at = self.encoding.u32(functions, index * 8 + 4) as usize;
+        let description = functions.get(at..).filter(|rest| rest.len() >= DESCRIPTION)?;
+        let names = self.bytes.get(self.names.clone())?;
+        let name_at = self.encoding.u32(description, 4) as usize;
+        let name = names.get(name_at..)?.split(|byte| *byte == 0).next()?;
+        let stack_sizes = self.bytes.get(self.by_address..)?;
+        let stack_sizes =
+            stack_sizes.get(self.encoding.u32(description, PC_SP) as usize..).unwrap_or_default();
+        Some(Function {
+            begin: self.text.wrapping_add(u64::from(begin)),
+            end: self.text.wrapping_add(u64::from(end)),
+            name_at,
+            name,
+            flags: description.get(self.function_id + 1).copied().unwrap_or_default(),
+            stack_sizes,
+        })
+    }
+}
+
+/// Adds the names of the table's functions.
+pub(crate) fn read_names(
     elf: &Elf<'_>,
     section: &Section,
     code: &Code,
     max_bytes: usize,
     found: &mut Found,
 ) -> Result<(), ObjectError> {
-    let what = "Go function table";
-    let malformed = |problem: &str| ObjectError::Malformed { what, problem: problem.to_owned() };
     // The names go a second time into what is found, and the functions are counted as well.
     let limit = found.room(max_bytes) as u64 / 2;
-    let table = read_range(elf.file, what, section.offset, section.size, limit)?;
-    let encoding = elf.encoding;
-    if !MAGICS.contains(&encoding.u32(&table, 0)) {
-        return Err(ObjectError::Unsupported("the function table of a Go before 1.18"));
-    }
-    let pointer_size = encoding.size(4, 8);
-    if table.get(7).map(|size| usize::from(*size)) != Some(pointer_size) {
-        return Err(malformed("pointers of another size than the file's"));
-    }
-    let word = |index: usize| encoding.word(&table, 8 + index * 4, 8 + index * 8);
-    let part = |index: usize| usize::try_from(word(index)).ok().and_then(|at| table.get(at..));
-    let names = part(3).ok_or_else(|| malformed("names beyond its end"))?;
-    // The names are followed by the table of compilation units.
-    let names_size = word(4).checked_sub(word(3)).and_then(|size| usize::try_from(size).ok());
-    let names = names_size.and_then(|size| names.get(..size)).unwrap_or(names);
-    let functions = part(7).ok_or_else(|| malformed("functions beyond its end"))?;
-    let count = usize::try_from(word(0)).unwrap_or(usize::MAX);
-    // A function takes 8 bytes here and at least 40 for its description.
-    if count > functions.len() / 48 {
-        return Err(malformed("more functions than it has room for"));
-    }
-    let text = text_start(elf, section, word(2), code).ok_or_else(|| malformed("no start of the text"))?;
-
+    let table = FunctionTable::read(elf, section, code, limit)?;
+    let names = table.bytes.get(table.names.clone()).unwrap_or_default();
     let names_at = found.names.len();
-    if found.room(max_bytes) < names.len() + table.len() + count * size_of::<Candidate>() {
-        return Err(ObjectError::TooLarge { what, size: section.size, limit });
+    if found.room(max_bytes) < names.len() + table.bytes.len() + table.count * size_of::<Candidate>() {
+        return Err(ObjectError::TooLarge { what: WHAT, size: section.size, limit });
     }
     found.names.extend(names);
     // So that the last name does not run on into what another table adds.
     found.names.push(0);
-    found.candidates.reserve_exact(count);
-    for index in 0..count {
-        let start = encoding.u32(functions, index * 8);
-        let description = encoding.u32(functions, index * 8 + 4) as usize;
-        let end = encoding.u32(functions, index * 8 + 8);
-        let Some(description) = functions.get(description..).filter(|rest| rest.len() >= 8) else { continue };
-        let name = encoding.u32(description, 4) as usize;
-        let address = text.wrapping_add(u64::from(start));
-        let (Some(start), true) = (code.relative(address), name < names.len()) else { continue };
-        let Ok(name) = u32::try_from(names_at + name) else { continue };
-        let size = end.saturating_sub(encoding.u32(functions, index * 8));
+    found.candidates.reserve_exact(table.count);
+    for function in (0..table.count).filter_map(|index| table.function(index)) {
+        let Some(start) = code.relative(function.begin) else { continue };
+        let Ok(name) = u32::try_from(names_at + function.name_at) else { continue };
+        let size = u32::try_from(function.end.saturating_sub(function.begin)).unwrap_or_default();
         found.candidates.push(Candidate { start, size, name, rank: 0 });
     }
     Ok(())

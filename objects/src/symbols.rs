@@ -100,7 +100,7 @@ impl SymbolTable {
         // A Go program without .symtab may still have a .dynsym, of the C library's functions.
         if !found.complete
             && let Some(section) = gopclntab::section(&elf)
-            && let Err(error) = gopclntab::read(&elf, section, &code, max_bytes, &mut found)
+            && let Err(error) = gopclntab::read_names(&elf, section, &code, max_bytes, &mut found)
         {
             found.problem.get_or_insert(error);
         }

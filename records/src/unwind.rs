@@ -72,11 +72,14 @@ pub enum Cfa {
     /// Stack pointer and offset, as [`Cfa::Sp`], but the return address is in rdi: vfork, whose child must not find it on
     /// the stack that it shares (glibc's `sysdeps/unix/sysv/linux/x86_64/vfork.S`). Known of an interrupted frame only.
     SpReturnInDi = 10,
+    /// Stack pointer and offset, as [`Cfa::Sp`], but the caller did not call: it was interrupted at what lies in the place
+    /// of the return address. So Go's runtime preempts a goroutine and makes a panic of a fault.
+    SpInterrupted = 11,
 }
 
 impl Cfa {
     /// One more than the highest number.
-    pub const COUNT: u8 = 11;
+    pub const COUNT: u8 = 12;
 }
 
 /// How to find the caller's frame pointer.

@@ -90,7 +90,7 @@ pub fn step(machine: &mut impl Machine, cursor: &mut Cursor) -> Result<(), End> 
     if table != NO_TABLE {
         cursor.guessed = cursor.guessed.wrapping_add(1);
     }
-    frame_pointers::step(machine, cursor)
+    frame_pointers::step(machine, cursor, table)
 }
 
 #[cfg(test)]

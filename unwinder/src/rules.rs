@@ -19,7 +19,9 @@ pub(crate) fn apply(machine: &mut impl Machine, cursor: &mut Cursor, rule: Rule)
     let offset = i64::from(rule.cfa_offset).cast_unsigned();
     let (from_stack, from_frame) = (sp.wrapping_add(offset), fp.wrapping_add(offset));
     let cfa = match rule.cfa {
-        cfa if cfa == Cfa::Sp as u8 || cfa == Cfa::SpReturnInDi as u8 => from_stack,
+        cfa if cfa == Cfa::Sp as u8 || cfa == Cfa::SpReturnInDi as u8 || cfa == Cfa::SpInterrupted as u8 => {
+            from_stack
+        }
         cfa if cfa == Cfa::Fp as u8 => from_frame,
         cfa if cfa == Cfa::AtFp as u8 => machine.read_word(from_frame).ok_or(End::Memory)?,
         cfa if cfa == Cfa::AtSp as u8 => machine.read_word(from_stack).ok_or(End::Memory)?,
@@ -58,7 +60,7 @@ pub(crate) fn apply(machine: &mut impl Machine, cursor: &mut Cursor, rule: Rule)
     }
     cursor.registers = Registers { ip: return_address, sp: cfa, fp: saved_fp };
     cursor.di = 0;
-    cursor.interrupted = 0;
+    cursor.interrupted = u32::from(rule.cfa == Cfa::SpInterrupted as u8);
     Ok(())
 }
 

@@ -109,14 +109,59 @@ fn unwind(world: &mut World, registers: Registers) -> (Vec<u64>, End, Cursor) {
 #[test]
 fn three_frames_by_frame_pointers_to_the_root() {
     // Locals of the leaf; its frame; locals of the middle; its frame; the root's frame.
-    let words = [9, STACK + 4 * 8, JIT + 1, 9, STACK + 7 * 8, JIT + 2, 9, 0, JIT + 3, 1, 1];
-    let (frames, end, cursor) = unwind(&mut world(&words), Registers { ip: JIT, sp: STACK, fp: STACK + 8 });
-    assert_eq!(frames, [JIT, JIT + 1, JIT + 2, JIT + 3]);
-    assert_eq!((end, cursor.guessed), (End::Root, 0));
+    let words = [9, STACK + 4 * 8, JIT + 1, 9, STACK + 7 * 8, JIT + 2, 9, 0, FILE + 3, 1, 1];
+    let unknown = [(FILE, Rule::of(Cfa::Unknown))];
+    let registers = Registers { ip: JIT, sp: STACK, fp: STACK + 8 };
+    let (frames, end, cursor) = unwind(&mut with_rows(&words, &unknown), registers);
+    assert_eq!(frames, [JIT, JIT + 1, JIT + 2, FILE + 3]);
+    assert_eq!((end, cursor.guessed), (End::Root, 1));
     // In a file the same is a guess.
     let words = [9, STACK + 4 * 8, FILE + 1, 9, 0, FILE + 2];
-    let (frames, end, cursor) = unwind(&mut world(&words), Registers { ip: FILE, sp: STACK, fp: STACK + 8 });
+    let registers = Registers { ip: FILE, sp: STACK, fp: STACK + 8 };
+    let (frames, end, cursor) = unwind(&mut with_rows(&words, &unknown), registers);
     assert_eq!((frames.len(), end, cursor.guessed), (3, End::Root, 3));
+    // As long as its rows have not come, a zero is no root.
+    let (frames, end, cursor) = unwind(&mut world(&words), registers);
+    assert_eq!((frames.len(), end, cursor.guessed), (3, End::NotClimbing, 3));
+}
+
+#[test]
+fn a_zero_frame_pointer_is_the_root_of_nothing_that_was_interrupted() {
+    // It is zero from the start on, and a JIT compiler without frame pointers keeps what it likes in it.
+    for ip in [JIT, FILE] {
+        let mut world = with_rows(&[9, 9], &[(FILE, Rule::of(Cfa::Unknown))]);
+        assert_eq!(unwind(&mut world, Registers { ip, sp: STACK, fp: 0 }).1, End::NotClimbing);
+    }
+}
+
+#[test]
+fn trampolines_without_frame_pointers_are_left_by_what_they_return_to() {
+    // The leaf returns to the trampoline, which has 8 bytes of stack.
+    let words = [JIT + 6, 9, FILE + 0x20, 9];
+    let mut world = with_rows(&words, &[(FILE, cfa(Cfa::Sp, 8)), (FILE + 0x18, Rule::of(Cfa::Root))]);
+    world.text = vec![(JIT + 6, u64::from_le_bytes([0x48, 0x83, 0xc4, 8, 0xc3, 0x66, 0x0f, 0x1f]))];
+    let registers = Registers { ip: FILE, sp: STACK, fp: 7 };
+    let (frames, end, cursor) = unwind(&mut world, registers);
+    assert_eq!((frames, end), (vec![FILE, JIT + 6, FILE + 0x20], End::Root));
+    assert_eq!(cursor.registers, Registers { ip: FILE + 0x20, sp: STACK + 0x18, fp: 7 });
+    // Not where it was interrupted.
+    let (frames, end, _) = unwind(&mut world, Registers { ip: JIT + 6, sp: STACK, fp: 7 });
+    assert_eq!((frames.len(), end), (1, End::NotClimbing));
+}
+
+#[test]
+fn what_was_interrupted_by_its_runtime_is_looked_up_where_it_was() {
+    let injected = saving_fp(cfa(Cfa::SpInterrupted, 16), -16);
+    let words = [5, FILE + 0x20, 9, FILE + 0x31];
+    // Its caller is interrupted at its first instruction, and not called from before it.
+    let rows = [
+        (FILE, injected),
+        (FILE + 0x10, cfa(Cfa::Sp, 80)),
+        (FILE + 0x20, cfa(Cfa::Sp, 16)),
+        (FILE + 0x30, Rule::of(Cfa::Root)),
+    ];
+    let (frames, end, _) = unwind(&mut with_rows(&words, &rows), Registers { ip: FILE, sp: STACK, fp: 7 });
+    assert_eq!((frames, end), (vec![FILE, FILE + 0x20, FILE + 0x31], End::Root));
 }
 
 #[test]

@@ -10,7 +10,9 @@ mod toolchain;
 mod tree;
 
 pub use broken::{Broken, write_broken};
-pub use catalogue::{Known, Program, known_cpp, known_go, known_rust, plain, plugin, program, stage};
+pub use catalogue::{
+    Known, Program, go_and_c, go_leaves, known_cpp, known_go, known_rust, plain, plugin, program, stage,
+};
 pub use frameless::{Frameless, SECRET, exceptions, frameless, rust_release};
 pub use toolchain::{BuildError, Language, compile};
 pub use tree::{CallTree, Leaf, Start, WITHOUT_FRAME_POINTERS, standard_leaves};

@@ -20,6 +20,10 @@ pub enum Language {
     Cpp,
     /// go build
     Go,
+    /// go build, with Debian 12's release
+    Go119,
+    /// go build, with a release that the go command fetches
+    Go127,
     /// rustc
     Rust,
 }
@@ -61,16 +65,36 @@ impl Language {
         match self {
             Language::C => "gcc",
             Language::Cpp => "g++",
-            Language::Go => "go",
+            Language::Go | Language::Go127 => "go",
+            Language::Go119 => "/usr/lib/go-1.19/bin/go",
             Language::Rust => "rustc",
         }
+    }
+
+    /// The releases of Go that are here: their function tables and their assembly differ.
+    pub fn releases_of_go() -> Vec<Language> {
+        let is_here = |language: &Language| {
+            let version = language.go_command().arg("version").output();
+            version.is_ok_and(|output| output.status.success())
+        };
+        [Language::Go, Language::Go119, Language::Go127].into_iter().filter(is_here).collect()
+    }
+
+    fn go_command(self) -> Command {
+        let mut command = Command::new(self.compiler());
+        // Outside of any module.
+        command.env("GO111MODULE", "off").env("GOFLAGS", "");
+        if self == Language::Go127 {
+            command.env("GOTOOLCHAIN", "go1.27.3");
+        }
+        command
     }
 
     fn extension(self) -> &'static str {
         match self {
             Language::C => "c",
             Language::Cpp => "cc",
-            Language::Go => "go",
+            Language::Go | Language::Go119 | Language::Go127 => "go",
             Language::Rust => "rs",
         }
     }
@@ -109,9 +133,8 @@ pub fn compile(name: &str, language: Language, source: &str, flags: &[&str]) -> 
         Language::C | Language::Cpp => {
             command.arg("-o").arg(&unfinished).arg(&source_file).args(flags);
         }
-        Language::Go => {
-            // Outside of any module, and without a cache folder that root may not have set.
-            command.env("GO111MODULE", "off").env("GOFLAGS", "");
+        Language::Go | Language::Go119 | Language::Go127 => {
+            command = language.go_command();
             command.arg("build").args(flags).arg("-o").arg(&unfinished).arg(&source_file);
         }
         Language::Rust => {

@@ -17,16 +17,16 @@ use super::{
 use crate::ObjectError;
 
 /// Most functions of an executable; the largest have half a million.
-const MAX_FUNCTIONS: usize = 4 << 20;
+pub(super) const MAX_FUNCTIONS: usize = 4 << 20;
 /// Longest head (CIE) that functions share, in bytes. Its instructions are executed for each function; compilers write
 /// 24 bytes.
 const MAX_HEAD: usize = 4096;
 /// Longest entry of a function (FDE), in bytes: half a million places at which something changes.
-const MAX_ENTRY: usize = 1 << 20;
+pub(super) const MAX_ENTRY: usize = 1 << 20;
 /// Heads that are kept parsed.
 const MAX_HEADS: usize = 1024;
 /// What a function costs that has no instructions, in bytes of instructions.
-const FUNCTION_COST: usize = 64;
+pub(super) const FUNCTION_COST: usize = 64;
 /// The kind of misfit for a function that gimli, or a bound above, refuses.
 pub(super) const UNREADABLE: &str = "a function that cannot be read";
 

@@ -6,6 +6,7 @@ use records::{Cfa, Rule};
 use super::{
     budget::Budget,
     entries::{self, Entries, UNREADABLE},
+    go::GoFunctions,
     innermost::{self, Function},
     sections::FrameSection,
     sink::Sink,
@@ -22,6 +23,7 @@ const PADDING: u64 = 16;
 /// Puts the rows of all functions into the sink.
 pub(super) fn read(
     elf: &Elf<'_>,
+    go: Option<GoFunctions<'_>>,
     sections: &[FrameSection],
     budget: &mut Budget,
     sink: &mut Sink,
@@ -33,11 +35,21 @@ pub(super) fn read(
     if let Some(got) = elf.section(".got") {
         bases = bases.set_got(got.address);
     }
-    let mut entries: Vec<_> = sections.iter().map(|section| entries::of(section, bases.clone())).collect();
+    let is_go = go.is_some();
+    // Of functions that two list, the first counts.
+    let mut entries: Vec<Box<dyn Entries>> = Vec::new();
+    entries.extend(go.map(|functions| Box::new(functions) as Box<dyn Entries>));
+    entries.extend(sections.iter().map(|section| entries::of(section, bases.clone())));
     let mut functions = Vec::new();
     let mut problem = None;
     for (number, section) in (0..).zip(&mut entries) {
+        let before = functions.len();
         let (unreadable, end) = section.list(number, budget, &mut functions);
+        if is_go && number == 0 {
+            innermost::sort(&mut functions);
+        } else if is_go {
+            leave_out_go(&mut functions, before);
+        }
         sink.misfits(UNREADABLE, unreadable);
         problem = problem.or(end.err());
     }
@@ -48,6 +60,21 @@ pub(super) fn read(
         Text { segment, sink, budget, entries: &mut entries }.read(&functions)?;
     }
     problem.map_or(Ok(()), Err)
+}
+
+/// Takes out what lies in Go's functions, which come first and are sorted: Go's linker describes them in `.debug_frame` a
+/// second time, and does not know there what only the runtime's own table says.
+fn leave_out_go(functions: &mut Vec<Function>, before: usize) {
+    let go = functions.partition_point(|function| function.section == 0);
+    let (go, others) = functions.split_at(go);
+    let is_go = |function: &Function| {
+        let after = go.partition_point(|known| known.begin <= function.begin);
+        go[..after].last().is_some_and(|known| function.begin < known.end)
+    };
+    let kept: Vec<Function> =
+        others.iter().skip(before - go.len()).filter(|function| !is_go(function)).copied().collect();
+    functions.truncate(before);
+    functions.extend(kept);
 }
 
 /// A segment with code, and what its rows are made with.

@@ -22,7 +22,7 @@ pub(super) struct Function {
 pub(super) fn sort(functions: &mut [Function]) {
     functions.sort_unstable_by_key(|function| {
         let Function { begin, end, entry, section } = *function;
-        (begin, Reverse(end), Reverse(section), Reverse(entry))
+        (begin, Reverse(section), Reverse(end), Reverse(entry))
     });
 }
 

@@ -1,12 +1,15 @@
 //! Unwind rows: what an executable says of how to get from a frame to its caller's, as small as it can be.
 //!
-//! Source: `.eh_frame` (Linux Standard Base 5.0, section 10.6; DWARF 5, section 6.4), else `.debug_frame`. The call frame
-//! instructions are executed by gimli, function by function in the order of addresses, and each of their rows becomes a
-//! [`Rule`] if it is one of the forms that compilers use.
+//! Sources: Go's function table; `.eh_frame` (Linux Standard Base 5.0, section 10.6; DWARF 5, section 6.4);
+//! `.debug_frame`; where two speak of a function, in this order. Call frame instructions are executed by gimli, function
+//! by function in the order of addresses, and each of their rows becomes a [`Rule`] if it is one of the forms that
+//! compilers use.
 
 mod budget;
 mod entries;
 mod frames;
+mod go;
+mod go_assembly;
 mod innermost;
 mod rule;
 mod sections;
@@ -66,10 +69,21 @@ impl UnwindRows {
         if elf.kind == ElfType::Relocatable {
             return Err(ObjectError::Unsupported("the unwind information of an object file"));
         }
-        let (sections, cut) = sections::read(&elf)?;
+        let (go, go_problem) = match go::of(&elf) {
+            Some(Ok(functions)) => (Some(functions), None),
+            Some(Err(problem)) => (None, Some(problem)),
+            None => (None, None),
+        };
+        let (sections, cut) = match sections::read(&elf) {
+            Ok(read) => read,
+            // A Go program without C in it needs no other.
+            Err(ObjectError::Missing(_)) if go.is_some() => (Vec::new(), None),
+            Err(error) if go.is_some() => (Vec::new(), Some(error)),
+            Err(error) => return Err(error),
+        };
         let mut sink = sink::Sink::new(max_rows);
         let mut budget = budget::Budget::new(time);
-        let end = frames::read(&elf, &sections, &mut budget, &mut sink);
-        Ok(sink.finish(cut.or(end.err())))
+        let end = frames::read(&elf, go, &sections, &mut budget, &mut sink);
+        Ok(sink.finish(go_problem.or(cut).or(end.err())))
     }
 }

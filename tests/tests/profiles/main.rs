@@ -5,6 +5,7 @@
 
 mod files;
 mod format;
+mod go;
 mod jit;
 mod kernel;
 mod places;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         files::CASES,
         places::CASES,
         jit::CASES,
+        go::CASES,
         format::CASES,
     ]
     .concat();

@@ -3,6 +3,7 @@
 mod built;
 mod forge;
 mod forged;
+mod go;
 mod truth;
 
 use records::{Cfa, PAGE_BITS, Rule, SavedFp};
