@@ -54,6 +54,8 @@ pub struct Profile {
     pub period: i64,
     /// File name and build id of each mapping.
     pub mappings: Vec<(String, String)>,
+    /// Its remarks, such as how complete its stacks are.
+    pub comments: Vec<String>,
     /// The file it was read from.
     pub raw: Vec<u8>,
 }
@@ -193,6 +195,7 @@ impl Profile {
                 .iter()
                 .map(|mapping| Ok((string(mapping.filename)?, string(mapping.build_id)?)))
                 .collect::<Result<_, String>>()?,
+            comments: profile.comment.iter().map(|comment| string(*comment)).collect::<Result<_, _>>()?,
             raw: raw.to_vec(),
         })
     }
