@@ -1,60 +1,70 @@
-//! In which frames stacks ended: a profile says how many are incomplete, not which, so their outermost frames are shown,
-//! those at a program's entry apart.
+//! In which frames stacks ended: a profile says how many are incomplete, not which, so the outermost frames are shown
+//! of those that do not begin where a thread starts.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _};
+use std::collections::BTreeMap;
 
 use tests::pprof::{Frame, Profile};
 
-/// How many places are shown.
-const MOST: usize = 25;
+use crate::roots::Roots;
 
-/// Prints the outermost frames of a profile's user stacks, the most frequent first, each with two of the innermost frames
-/// below it.
-pub(crate) fn print(profile: &Profile) {
-    let mut entries = Entries::default();
-    let mut places: BTreeMap<String, (i64, BTreeMap<String, i64>)> = BTreeMap::new();
-    for stack in &profile.stacks {
-        let user: Vec<&Frame> = stack.user().collect();
-        let Some(last) = user.last() else {
-            places.entry("(no user frame)".into()).or_default().0 += stack.count;
-            continue;
-        };
-        let mark = if entries.holds(last) { "ENTRY " } else { "" };
-        let place = places.entry(format!("{mark}{}", show(last))).or_default();
-        place.0 += stack.count;
-        let path: Vec<String> = user.iter().rev().skip(1).take(3).map(|frame| show(frame)).collect();
-        *place.1.entry(path.join(" <- ")).or_default() += stack.count;
+/// How many places are shown, and stacks of each.
+const PLACES: usize = 20;
+const STACKS: usize = 3;
+/// So many frames of a stack are shown, from the outermost on.
+const DEEPEST: usize = 12;
+
+/// The stacks of a profile by where they ended.
+#[derive(Default)]
+pub(crate) struct Ends {
+    /// Samples with frames in user space.
+    pub(crate) user: i64,
+    /// Those of them whose outermost frame is where a thread starts.
+    pub(crate) rooted: i64,
+    /// The others: by outermost frame, and by stack.
+    places: BTreeMap<String, BTreeMap<String, i64>>,
+}
+
+impl Ends {
+    /// Sorts the stacks. The files that they lie in must still be there.
+    pub(crate) fn of(profile: &Profile) -> Self {
+        let mut ends = Ends::default();
+        let mut roots = Roots::default();
+        for stack in &profile.stacks {
+            let last = stack.user().last();
+            ends.user += last.map_or(0, |_| stack.count);
+            if last.is_some_and(|last| roots.holds(last)) {
+                ends.rooted += stack.count;
+                continue;
+            }
+            let path: Vec<String> = stack.frames.iter().rev().take(DEEPEST).map(show).collect();
+            let place = ends.places.entry(last.map_or("(no user frame)".into(), place)).or_default();
+            *place.entry(path.join(" > ")).or_default() += stack.count;
+        }
+        ends
     }
-    let mut places: Vec<_> = places.into_iter().collect();
-    places.sort_by_key(|(_, (count, _))| -count);
-    for (place, (count, below)) in places.iter().take(MOST) {
-        println!("    {count:6} {place}");
-        let mut below: Vec<_> = below.iter().collect();
-        below.sort_by_key(|(_, count)| -**count);
-        for (path, count) in below.iter().take(2).filter(|_| !place.starts_with("ENTRY")) {
-            println!("           {count:6} {path}");
+
+    /// Prints them, the most frequent first.
+    pub(crate) fn print(&self) {
+        let mut places: Vec<_> =
+            self.places.iter().map(|(place, stacks)| (stacks.values().sum::<i64>(), place, stacks)).collect();
+        places.sort_by_key(|(count, ..)| -count);
+        for (count, place, stacks) in places.iter().take(PLACES) {
+            println!("    {count:6} {place}");
+            let mut stacks: Vec<_> = stacks.iter().collect();
+            stacks.sort_by_key(|(_, count)| -**count);
+            for (path, count) in stacks.iter().take(STACKS) {
+                println!("           {count:6} {path}");
+            }
         }
     }
+}
+
+/// A frame's place: code that was made at run time is one.
+fn place(frame: &Frame) -> String {
+    if frame.mapping == "[anonymous]" { frame.mapping.clone() } else { show(frame) }
 }
 
 fn show(frame: &Frame) -> String {
     let file = frame.mapping.rsplit('/').next().unwrap_or_default();
     format!("{}@{file}+{:#x}", frame.name, frame.address)
-}
-
-/// Where programs begin, by path.
-#[derive(Default)]
-struct Entries(BTreeMap<String, Option<u64>>);
-
-impl Entries {
-    /// Whether a frame lies in the first instructions of its file: the call of main is within 64 bytes of the entry.
-    fn holds(&mut self, frame: &Frame) -> bool {
-        let entry = self.0.entry(frame.mapping.clone()).or_insert_with(|| {
-            // e_entry, in the ELF header.
-            let mut bytes = [0; 8];
-            let file = fs::File::open(&frame.mapping).ok()?;
-            file.read_exact_at(&mut bytes, 24).ok().map(|()| u64::from_le_bytes(bytes))
-        });
-        entry.is_some_and(|entry| (entry..entry + 64).contains(&frame.address))
-    }
 }

@@ -11,10 +11,10 @@ use std::{
 
 use tests::{process::Running, system::System};
 
-use crate::programs::files;
+use crate::programs::{files, large_rust};
 
 /// How often each is measured.
-const TIMES: usize = 5;
+const TIMES: usize = 6;
 /// How long rows are waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -61,7 +61,9 @@ pub(crate) fn measure(system: &System) {
         let mut line = vec![program, "--sysroot".into(), root.display().to_string()];
         let rest = ["--edition=2021", "--crate-type=lib", "-O", "-o/dev/null"];
         line.extend(rest.map(str::to_owned));
-        line.push(folder.join("large.rs").display().to_string());
+        line.push(folder.join("long.rs").display().to_string());
+        // Long enough to be there until its rows are.
+        fs::write(folder.join("long.rs"), large_rust(1000)).ok()?;
         Some(line)
     });
 }

@@ -6,6 +6,7 @@ mod first_rows;
 mod load;
 mod perf;
 mod programs;
+mod roots;
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +24,7 @@ use tests::{
     wait::wait_for,
 };
 
-use crate::{load::Load, perf::Perf, programs::PROGRAMS, programs::Program};
+use crate::{ends::Ends, load::Load, perf::Perf, programs::PROGRAMS, programs::Program};
 
 /// How long each program is measured.
 const SECONDS: u64 = 10;
@@ -40,7 +41,7 @@ struct Findings {
     others: BTreeMap<&'static str, u64>,
     /// The command names that were sampled.
     commands: Vec<String>,
-    stacks: Profile,
+    ends: Ends,
 }
 
 /// What one run gave.
@@ -65,29 +66,41 @@ fn main() {
     // Short windows: what is measured begins and ends with one.
     let system = System::start(Options { window: "1s", uploader_flags: vec![flag], ..Options::default() });
     head();
+    let own = flags.iter().filter_map(|flag| flag.strip_prefix("--script=")).map(own_program);
+    let mut programs: Vec<Program> = own.collect();
+    if programs.is_empty() || !names.is_empty() {
+        let wanted = |program: &&Program| names.is_empty() || names.iter().any(|name| *name == program.name);
+        programs.extend(PROGRAMS.iter().filter(wanted));
+    }
     let mut runs = Vec::new();
-    for program in
-        PROGRAMS.iter().filter(|program| names.is_empty() || names.iter().any(|name| *name == program.name))
-    {
+    for program in &programs {
         match measure(&system, program, store.path()) {
             Ok(run) => {
                 println!("{}", line(&run));
                 if shows_ends {
-                    ends::print(&run.findings.stacks);
+                    run.findings.ends.print();
                 }
                 runs.push(run);
             }
-            Err(why) => println!("| {} | skipped: {why} | | | |", program.name),
+            Err(why) => println!("| {} | skipped: {why} | | | | |", program.name),
         }
     }
     println!();
     compare(&runs);
     println!();
     tables(&system);
-    if names.is_empty() || flags.iter().any(|flag| *flag == "--rows") {
+    if programs.len() == PROGRAMS.len() || flags.iter().any(|flag| *flag == "--rows") {
         println!();
         first_rows::measure(&system);
     }
+}
+
+/// A load from a file: a script as those in `programs.rs`.
+fn own_program(path: &str) -> Program {
+    let script = fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
+    let name = Path::new(path).file_stem().map(|name| name.to_string_lossy().into_owned());
+    // Two strings for the whole run.
+    Program { name: name.unwrap_or_default().leak(), needs: &[], script: script.leak(), perf: false }
 }
 
 fn head() {
@@ -97,19 +110,23 @@ fn head() {
         revision.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
     println!("script/bench-programs, revision {revision}, kernel {}, {SECONDS} s each", kernel.trim());
     println!();
-    println!("| program | samples | complete | how the others ended | by frame pointers, whole machine |");
-    println!("|---|---|---|---|---|");
+    println!(
+        "| program | samples | complete | outermost frame is a thread's start | how the incomplete ended | by frame pointers, \
+         whole machine |"
+    );
+    println!("|---|---|---|---|---|---|");
 }
 
 fn line(run: &Run) -> String {
-    let Findings { samples, complete, total, others, .. } = &run.findings;
+    let Findings { samples, complete, total, others, ends, .. } = &run.findings;
     let mut others: Vec<_> = others.iter().collect();
     others.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     let others: Vec<_> = others.iter().map(|(label, count)| format!("{label} {count}")).collect();
     format!(
-        "| {} | {samples} | {} | {} | {} |",
+        "| {} | {samples} | {} | {} | {} | {} |",
         run.name,
         percent(*complete as f64, *total as f64),
+        percent(ends.rooted as f64, ends.user as f64),
         if others.is_empty() { "-".to_owned() } else { others.join(", ") },
         percent(run.machine.1, run.machine.0),
     )
@@ -170,6 +187,7 @@ fn cpu_seconds(pid: u32) -> f64 {
 /// What the stored profiles of a unit say that lie between two times.
 fn findings(store: &Path, unit: &str, begun: i64, ended: i64) -> Findings {
     let mut findings = Findings::default();
+    let mut all = Profile::default();
     for folder in fs::read_dir(store).into_iter().flatten().flatten() {
         // A target's folder is called COMM_UNIT_HASH.
         let name = folder.file_name().to_string_lossy().into_owned();
@@ -184,12 +202,13 @@ fn findings(store: &Path, unit: &str, begun: i64, ended: i64) -> Findings {
             is_in = true;
             findings.samples += profile.total();
             profile.comments.iter().for_each(|comment| findings.add_ends(comment));
-            findings.stacks.append(profile);
+            all.append(profile);
         }
         if is_in {
             findings.commands.push(command.to_owned());
         }
     }
+    findings.ends = Ends::of(&all);
     findings
 }
 

@@ -7,6 +7,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use crate::roots::Roots;
+
 /// What perf took and found.
 pub(crate) struct Perf {
     /// Of the programs that were asked for.
@@ -36,6 +38,9 @@ const ROOTS: &[&str] = &[
     "start_thread",
 ];
 
+/// How perf calls a frame without a name, such as the start of a stripped program.
+const UNNAMED: &str = "[unknown]";
+
 /// Records the whole machine, as Bulkhead does, and counts the stacks of these commands.
 pub(crate) fn record(commands: &[String], seconds: u64) -> Result<Perf, String> {
     let folder =
@@ -45,7 +50,7 @@ pub(crate) fn record(commands: &[String], seconds: u64) -> Result<Perf, String> 
     let record = "perf record -q -a -F 100 --call-graph dwarf,16384 -o \"$1\" -- sleep \"$2\"";
     let (record_seconds, _) = timed(record, &[&data, &seconds.to_string()])?;
     let stacks = folder.path().join("stacks");
-    let script = "perf script -i \"$1\" --no-inline --comms \"$2\" -F comm,ip,sym > \"$3\"";
+    let script = "perf script -i \"$1\" --no-inline --comms \"$2\" -F comm,ip,sym,dso > \"$3\"";
     let stacks = stacks.display().to_string();
     let (script_seconds, _) = timed(script, &[&data, &commands.join(","), &stacks])?;
     let bytes = std::fs::metadata(&data).map_err(|error| error.to_string())?.len();
@@ -78,21 +83,27 @@ fn count(path: &str) -> std::io::Result<(u64, u64)> {
     let mut others: BTreeMap<String, u64> = BTreeMap::new();
     let mut last: Option<String> = None;
     let mut is_in = false;
+    let mut roots = Roots::default();
     let lines = BufReader::new(File::open(path)?).lines().map_while(Result::ok);
     for line in lines.chain([String::new()]) {
         if !line.trim().is_empty() {
             if is_in {
-                last = Some(line.split_whitespace().nth(1).unwrap_or_default().to_owned());
+                last = Some(line);
             }
             is_in = true;
         } else if is_in {
             samples += 1;
             is_in = false;
-            let name = last.take().unwrap_or_default();
-            if ROOTS.contains(&name.as_str()) {
+            let line = last.take().unwrap_or_default();
+            let (address, rest) = line.trim().split_once(' ').unwrap_or_default();
+            let (name, file) = rest.rsplit_once(" (").unwrap_or((rest, ""));
+            let address = u64::from_str_radix(address, 16).unwrap_or(0);
+            if ROOTS.contains(&name)
+                || name == UNNAMED && roots.may_begin_at(file.trim_end_matches(')'), address)
+            {
                 rooted += 1;
             } else {
-                *others.entry(name).or_default() += 1;
+                *others.entry(name.to_owned()).or_default() += 1;
             }
         }
     }

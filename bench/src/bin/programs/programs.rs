@@ -76,6 +76,31 @@ forever ab -q -n 20000 -c 8 -H 'Accept-Encoding: gzip' "http://127.0.0.1:$port/i
         perf: false,
     },
     Program {
+        name: "nginx-tls",
+        needs: &["nginx", "ab", "openssl"],
+        script: r#"
+openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=localhost > output 2>&1
+chmod a+r key.pem
+head -c 400000 /dev/urandom > blob
+cat > nginx.conf << END
+pid $1/pid;
+error_log $1/error.log;
+daemon off;
+worker_processes 1;
+events { }
+http {
+    access_log off;
+    client_body_temp_path $1; proxy_temp_path $1; fastcgi_temp_path $1; uwsgi_temp_path $1; scgi_temp_path $1;
+    server { listen 127.0.0.1:$port ssl; root $1; ssl_certificate $1/cert.pem; ssl_certificate_key $1/key.pem; }
+}
+END
+as_nobody nginx -e "$1/error.log" -c "$1/nginx.conf" &
+sleep 1
+ready
+forever ab -q -n 1000 -c 4 -k "https://127.0.0.1:$port/blob""#,
+        perf: false,
+    },
+    Program {
         name: "redis",
         needs: &["redis-server", "redis-benchmark"],
         script: r#"
@@ -131,8 +156,11 @@ done'"#,
     Program {
         name: "openssl",
         needs: &["openssl"],
-        script: "ready; forever openssl speed -seconds 1 -bytes 4096 \
-                 aes-256-cbc aes-256-gcm chacha20-poly1305 sha256 sha512 rsa2048 ecdsap256",
+        script: r#"
+speed() { openssl speed -seconds 1 -bytes 4096 "$@"; }
+round() { speed sha256 sha512 rsa2048 ecdsap256; for name in aes-256-gcm aes-256-cbc chacha20-poly1305; do speed -evp $name; done; }
+ready
+forever round"#,
         perf: false,
     },
     Program {
@@ -174,14 +202,14 @@ pub(crate) fn files() -> [(&'static str, String); 6] {
 }
 
 /// A C program of so many functions: branches, loops and calls for the optimiser to work on.
-pub(crate) fn large_c(functions: u32) -> String {
+fn large_c(functions: u32) -> String {
     let mut text = String::from("#include <stdio.h>\n#include <string.h>\n");
     for i in 0..functions {
         let other = i.saturating_sub(1 + i % 7);
         // Writing to a string cannot fail.
         let _ = write!(
             text,
-            r#"
+            r"
 int f{i}(int n, const char *s) {{
     int sum = {i}, table[16] = {{0}};
     for (int j = 0; j < n; j++) {{
@@ -195,7 +223,7 @@ int f{i}(int n, const char *s) {{
     }}
     return sum{};
 }}
-"#,
+",
             if i == 0 { String::new() } else { format!(" > 0 ? f{other}(n / 2, s) : sum") }
         );
     }
@@ -205,11 +233,11 @@ int f{i}(int n, const char *s) {{
 }
 
 /// A Rust library of so many modules, each with types and generic code of its own.
-fn large_rust(modules: u32) -> String {
+pub(crate) fn large_rust(modules: u32) -> String {
     (0..modules).fold(String::new(), |mut text, i| {
         let _ = write!(
             text,
-            r#"
+            r"
 pub mod m{i} {{
     use std::collections::{{BTreeMap, HashMap}};
     #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -226,7 +254,7 @@ pub mod m{i} {{
         items.iter().enumerate().filter(|(at, item)| at % {size} == item.values.len()).map(|(at, item)| (item, at)).collect()
     }}
 }}
-"#,
+",
             size = i + 1
         );
         text
