@@ -149,6 +149,24 @@ pub fn known_rust() -> Result<Known, BuildError> {
     ))
 }
 
+/// Go functions without frames, and what the runtime does on stacks of its own.
+///
+/// # Errors
+///
+/// As for [`compile`].
+pub fn go_leaves(release: Language, name: &str, flags: &[&str]) -> Result<PathBuf, BuildError> {
+    compile(name, release, include_str!("../programs/leaves.go"), flags)
+}
+
+/// Go that calls C that calls Go.
+///
+/// # Errors
+///
+/// As for [`compile`].
+pub fn go_and_c(release: Language, name: &str) -> Result<PathBuf, BuildError> {
+    compile(name, release, include_str!("../programs/mixed.go"), &["-ldflags=-s -w"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,22 +209,4 @@ mod tests {
         });
         assert_eq!(addresses[0], addresses[1]);
     }
-}
-
-/// Go functions without frames, and what the runtime does on stacks of its own.
-///
-/// # Errors
-///
-/// As for [`compile`].
-pub fn go_leaves(release: Language, name: &str, flags: &[&str]) -> Result<PathBuf, BuildError> {
-    compile(name, release, include_str!("../programs/leaves.go"), flags)
-}
-
-/// Go that calls C that calls Go.
-///
-/// # Errors
-///
-/// As for [`compile`].
-pub fn go_and_c(release: Language, name: &str) -> Result<PathBuf, BuildError> {
-    compile(name, release, include_str!("../programs/mixed.go"), &["-ldflags=-s -w"])
 }

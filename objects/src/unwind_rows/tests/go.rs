@@ -91,6 +91,7 @@ fn read(path: &PathBuf) -> (Vec<u8>, UnwindRows) {
 }
 
 /// Compares the CFA of every place; gives the names of the functions where it is another one.
+#[expect(clippy::ptr_arg, reason = "what is read from is sized")]
 fn differing(bytes: &Vec<u8>, table: &UnwindRows) -> (Vec<String>, usize) {
     let elf = Elf::read(bytes).unwrap();
     let facts = ElfFacts::read(bytes).unwrap();
