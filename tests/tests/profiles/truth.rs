@@ -15,8 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     ("known_shares_from_the_leaf_to_the_root", known_shares_from_the_leaf_to_the_root),
     ("deep_stacks_are_whole", deep_stacks_are_whole),
     ("cpp_has_known_shares", |system| check_known(system, known_cpp().unwrap(), 0.01)),
-    // The runtime's own threads (garbage collector, monitor) and the shuffle take a little.
-    ("go_has_known_shares", |system| check_known(system, known_go().unwrap(), 0.06)),
+    ("go_has_known_shares", go_has_known_shares),
     ("rust_has_known_shares", |system| check_known(system, known_rust().unwrap(), 0.01)),
     ("inlined_functions_are_frames", inlined_functions_are_frames),
 ];
@@ -38,9 +37,17 @@ pub(crate) fn assert_truth(profile: &Profile, expected: &[(Vec<String>, f64)], o
     let counts: Vec<i64> = expected.iter().map(|(names, _)| count_of(names)).collect();
     let shares: Vec<f64> = expected.iter().map(|(_, share)| *share).collect();
     let other = profile.total() - counts.iter().sum::<i64>();
+    let strangers: Vec<String> = profile
+        .stacks
+        .iter()
+        .filter(|stack| !expected.iter().any(|(names, _)| is_in(stack, names)))
+        .take(20)
+        .map(Stack::line)
+        .collect();
     assert!(
         other as f64 <= others * profile.total() as f64 + 2.0,
-        "{other} samples are in no expected stack of {expected:?}\n{}",
+        "{other} samples are in no expected stack of {expected:?}:\n{}\nof {}",
+        strangers.join("\n"),
         profile.dump()
     );
     let comparison = compare(&counts, &shares);
@@ -120,6 +127,25 @@ fn check_known(system: &System, (path, expected): Known, others: f64) {
     let comm = path.file_name().unwrap().to_string_lossy().into_owned();
     let profile = system.collect_settled(&comm, 500);
     assert_truth(&profile, &expected, others);
+}
+
+/// How much the runtime does for itself depends on the machine: it preempts the goroutine by a signal each 10 ms, and then
+/// schedules and wakes. So only stacks with functions of the program count, and of these from there on.
+fn go_has_known_shares(system: &System) {
+    let (path, expected) = known_go().unwrap();
+    let _running = Running::start(&path, &[""; 0]);
+    let comm = path.file_name().unwrap().to_string_lossy().into_owned();
+    let mut profile = system.collect_settled(&comm, 500);
+    let all = profile.total();
+    let first = |stack: &Stack| stack.frames.iter().position(|frame| frame.name.starts_with("main."));
+    profile.stacks.retain_mut(|stack| {
+        let first = first(stack);
+        stack.frames.drain(..first.unwrap_or_default());
+        first.is_some()
+    });
+    assert!(profile.total() as f64 > 0.5 * all as f64, "{} of {all}:\n{}", profile.total(), profile.dump());
+    // The shuffle takes a little.
+    assert_truth(&profile, &expected, 0.02);
 }
 
 fn inlined_functions_are_frames(system: &System) {
