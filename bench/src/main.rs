@@ -4,38 +4,32 @@
 use std::{collections::HashSet, fs, path::Path, process::Command, thread, time::Duration};
 
 use tests::{
-    process::Running,
+    process::{Running, cpu_seconds},
     system::{Options, System},
 };
 use workloads::{CallTree, Start, WITHOUT_FRAME_POINTERS};
 
 /// How long each load is measured, in seconds.
 const SECONDS: u64 = 30;
-/// Clock ticks a second in `/proc/PID/stat` (`USER_HZ`, `proc_pid_stat(5)`).
-const TICKS: f64 = 100.0;
 /// Two shells that start `/bin/true` again and again.
 const STORM: &str = "while :; do /bin/true; done";
 
 /// What one half has used and holds.
 #[derive(Clone, Copy)]
 struct Usage {
-    /// Clock ticks of CPU since its start.
-    ticks: u64,
+    /// CPU since its start, in seconds.
+    cpu: f64,
     /// Resident memory, in KiB.
     resident: u64,
 }
 
 fn usage(pid: u32) -> Usage {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    // utime and stime are fields 14 and 15; what is left begins with field 3.
-    let tick = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let resident: u64 = resident.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or(0);
     // The kernel's own memory, which is counted apart.
     let resident = resident.saturating_sub(mapped_maps(pid));
-    Usage { ticks: tick(14) + tick(15), resident }
+    Usage { cpu: cpu_seconds(pid), resident }
 }
 
 /// Memory of BPF maps that a process has mapped, in KiB (`proc_pid_smaps(5)`).
@@ -135,8 +129,7 @@ fn measure(system: &System, load: &str) {
     let events = system.metric("bulkhead_collector_kernel_events_total");
     thread::sleep(Duration::from_secs(SECONDS));
     let after = pids.map(usage);
-    let share =
-        |half: usize| (after[half].ticks - before[half].ticks) as f64 / TICKS / SECONDS as f64 * 100.0;
+    let share = |half: usize| (after[half].cpu - before[half].cpu) / SECONDS as f64 * 100.0;
     println!(
         "| {load} | {:.2} % | {:.2} % | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} | {:.0} |",
         share(0),

@@ -187,6 +187,15 @@ impl<'a> Elf<'a> {
     pub(crate) fn segments(&self) -> impl Iterator<Item = &ProgramHeader> {
         self.program_headers.iter().filter(|header| header.kind == PT_LOAD)
     }
+
+    /// Where in the file the bytes lie that are loaded from an address to the end of its segment: offset and size.
+    pub(crate) fn bytes_from(&self, address: u64) -> Option<(u64, u64)> {
+        self.segments().find_map(|segment| {
+            let before = address.checked_sub(segment.address)?;
+            let size = segment.file_size.checked_sub(before).filter(|size| *size > 0)?;
+            Some((segment.offset.saturating_add(before), size))
+        })
+    }
 }
 
 fn program_headers(

@@ -160,6 +160,16 @@ impl ElfFacts {
         let segment = executable.or_else(|| self.segments.iter().find(holds))?;
         Some(ElfAddress(segment.address.0.wrapping_add(offset.0 - segment.offset.0)))
     }
+
+    /// The byte of the file that is loaded at an ELF address; that of an executable segment wins.
+    pub fn file_offset(&self, address: ElfAddress) -> Option<FileOffset> {
+        let holds = |segment: &&Segment| {
+            address.0.checked_sub(segment.address.0).is_some_and(|delta| delta < segment.file_size)
+        };
+        let executable = self.segments.iter().filter(|segment| segment.executable).find(holds);
+        let segment = executable.or_else(|| self.segments.iter().find(holds))?;
+        Some(FileOffset(segment.offset.0.wrapping_add(address.0 - segment.address.0)))
+    }
 }
 
 /// In lower-case hexadecimal, as `readelf -n` prints the GNU id. So are the others, for stores that take nothing else.

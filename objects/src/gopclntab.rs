@@ -3,6 +3,8 @@
 //! Layout since Go 1.18: `runtime/symtab.go` (`pcHeader`, `functab`, `moduledata`) and `runtime/runtime2.go` (`_func`).
 //! Since Go 1.26 the header no longer says where the text starts; the module data does.
 
+use std::ops::Range;
+
 use crate::{
     Class, ObjectError,
     elf::{Elf, Encoding, SHT_RELA, Section},
@@ -22,10 +24,10 @@ const MODULE_TEXT: u64 = 22;
 const MAX_RELOCATIONS: u64 = 4 << 20;
 const R_X86_64_RELATIVE: u32 = 8;
 const R_AARCH64_RELATIVE: u32 = 1027;
-/// `_func.pcsp`, `.funcID` (which Go 1.20 moved by putting `startLine` before it) and the flags behind that, in bytes.
+/// `_func.pcsp` and `_func.flag` (which Go 1.20 moved by putting `startLine` before it), in bytes.
 const PC_SP: usize = 16;
-const FUNCTION_ID_1_18: usize = 36;
-const FUNCTION_ID_1_20: usize = 40;
+const FLAGS_1_18: usize = 37;
+const FLAGS_1_20: usize = 41;
 /// Smallest `_func`, in bytes.
 const DESCRIPTION: usize = 40;
 const WHAT: &str = "Go function table";
@@ -43,11 +45,14 @@ pub(crate) struct FunctionTable {
     pub(crate) count: usize,
     /// Address that functions are counted from.
     text: u64,
-    /// Where their names lie, from where on their descriptions and their tables by address.
-    names: std::ops::Range<usize>,
+    /// Where their names lie, in bytes of the table.
+    names: Range<usize>,
+    /// From here on their list and descriptions lie.
     descriptions: usize,
+    /// From here on their tables by address lie.
     by_address: usize,
-    function_id: usize,
+    /// Where in a description the flags are.
+    flags_at: usize,
 }
 
 /// A function of the table.
@@ -77,9 +82,9 @@ impl FunctionTable {
         let malformed = |problem: &str| ObjectError::Malformed { what: WHAT, problem: problem.to_owned() };
         let bytes = read_range(elf.file, WHAT, section.offset, section.size, limit)?;
         let encoding = elf.encoding;
-        let function_id = match encoding.u32(&bytes, 0) {
-            MAGIC_1_18 => FUNCTION_ID_1_18,
-            MAGIC_1_20 => FUNCTION_ID_1_20,
+        let flags_at = match encoding.u32(&bytes, 0) {
+            MAGIC_1_18 => FLAGS_1_18,
+            MAGIC_1_20 => FLAGS_1_20,
             _ => return Err(ObjectError::Unsupported("the function table of a Go before 1.18")),
         };
         let pointer_size = encoding.size(4, 8);
@@ -100,7 +105,7 @@ impl FunctionTable {
         }
         let text =
             text_start(elf, section, word(2), code).ok_or_else(|| malformed("no start of the text"))?;
-        Ok(FunctionTable { bytes, encoding, count, text, names, descriptions, by_address, function_id })
+        Ok(FunctionTable { bytes, encoding, count, text, names, descriptions, by_address, flags_at })
     }
 
     /// A function by its number; `None` if its description is broken.
@@ -121,7 +126,7 @@ impl FunctionTable {
             end: self.text.wrapping_add(u64::from(end)),
             name_at,
             name,
-            flags: description.get(self.function_id + 1).copied().unwrap_or_default(),
+            flags: description.get(self.flags_at).copied().unwrap_or_default(),
             stack_sizes,
         })
     }

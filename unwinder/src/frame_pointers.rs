@@ -9,8 +9,8 @@ use crate::{Cursor, Machine, Registers, rules};
 const SIGRETURN: u64 = u64::from_le_bytes([0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f]);
 
 /// `add $size, %rsp; ret` with a short size, and where the size stands: what a call without a frame pointer returns to.
-/// `CPython`'s perf trampolines are made of it, one for each function (`Python/asm_trampoline.S`). Three bytes are not
-/// compared: the size, and those behind the end.
+/// `CPython`'s perf trampolines are made of it, one for each function (`Python/asm_trampoline.S`). Not compared
+/// are the size, but for its sign, and the bytes behind the end.
 const LEAVE: u64 = u64::from_le_bytes([0x48, 0x83, 0xc4, 0, 0xc3, 0, 0, 0]);
 const LEAVE_MASK: u64 = u64::from_le_bytes([0xff, 0xff, 0xff, 0x80, 0xff, 0, 0, 0]);
 const LEAVE_SIZE: u32 = 24;
@@ -22,7 +22,7 @@ const LEAVE_SIZE: u32 = 24;
 #[inline(always)]
 pub(crate) fn step(machine: &mut impl Machine, cursor: &mut Cursor, table: u32) -> Result<(), End> {
     let Registers { ip, sp, fp: frame } = cursor.registers;
-    // No instruction is all zeros here.
+    // What cannot be read is neither of the two.
     let code = machine.read_word(ip).unwrap_or(0);
     if code == SIGRETURN {
         return rules::signal(machine, cursor);

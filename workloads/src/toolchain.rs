@@ -71,18 +71,18 @@ impl Language {
         }
     }
 
-    /// The releases of Go that are here: their function tables and their assembly differ.
+    /// Releases of Go whose function tables and assembly differ: what `go` is, one before the frame pointer led over
+    /// changes of stack, and a new one where the go command can fetch it.
     pub fn releases_of_go() -> Vec<Language> {
-        let is_here = |language: &Language| {
-            let version = language.go_command().arg("version").output();
-            version.is_ok_and(|output| output.status.success())
-        };
-        [Language::Go, Language::Go119, Language::Go127].into_iter().filter(is_here).collect()
+        let newest = Language::Go127.command().arg("version").output();
+        let has_newest = newest.is_ok_and(|output| output.status.success());
+        let newest = has_newest.then_some(Language::Go127);
+        [Language::Go, Language::Go119].into_iter().chain(newest).collect()
     }
 
-    fn go_command(self) -> Command {
+    fn command(self) -> Command {
         let mut command = Command::new(self.compiler());
-        // Outside of any module.
+        // Go outside of any module.
         command.env("GO111MODULE", "off").env("GOFLAGS", "");
         if self == Language::Go127 {
             command.env("GOTOOLCHAIN", "go1.27.3");
@@ -128,13 +128,12 @@ pub fn compile(name: &str, language: Language, source: &str, flags: &[&str]) -> 
     let source_file = folder.join(format!("{name}.{}", language.extension()));
     fs::write(&source_file, source).map_err(io_error(&source_file))?;
     let unfinished = folder.join(format!(".{name}.{}", std::process::id()));
-    let mut command = Command::new(language.compiler());
+    let mut command = language.command();
     match language {
         Language::C | Language::Cpp => {
             command.arg("-o").arg(&unfinished).arg(&source_file).args(flags);
         }
         Language::Go | Language::Go119 | Language::Go127 => {
-            command = language.go_command();
             command.arg("build").args(flags).arg("-o").arg(&unfinished).arg(&source_file);
         }
         Language::Rust => {

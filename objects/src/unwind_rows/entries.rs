@@ -17,7 +17,7 @@ use super::{
 use crate::ObjectError;
 
 /// Most functions of an executable; the largest have half a million.
-pub(super) const MAX_FUNCTIONS: usize = 4 << 20;
+const MAX_FUNCTIONS: usize = 4 << 20;
 /// Longest head (CIE) that functions share, in bytes. Its instructions are executed for each function; compilers write
 /// 24 bytes.
 const MAX_HEAD: usize = 4096;
@@ -51,6 +51,16 @@ pub(super) trait Entries {
         piece: Range<u64>,
         each: &mut Each<'_>,
     ) -> Result<usize, ObjectError>;
+}
+
+/// Adds a function to the list, if there is room.
+pub(super) fn add(list: &mut Vec<Function>, function: Function) -> Result<(), ObjectError> {
+    if list.len() == MAX_FUNCTIONS {
+        let (size, limit) = (list.len() as u64 + 1, MAX_FUNCTIONS as u64);
+        return Err(ObjectError::TooLarge { what: "list of functions", size, limit });
+    }
+    list.push(function);
+    Ok(())
 }
 
 /// Takes a change of rule.
@@ -159,13 +169,10 @@ where
                     cost += function.cie().entry_len();
                     // At address 0 lies the ELF header: that is what linkers leave of functions that they dropped.
                     if begin > 0 && end > begin {
-                        if list.len() == MAX_FUNCTIONS {
-                            let (size, limit) = (list.len() as u64 + 1, MAX_FUNCTIONS as u64);
-                            let what = "list of functions";
-                            return (unreadable, Err(ObjectError::TooLarge { what, size, limit }));
-                        }
                         let entry = u32::try_from(at).unwrap_or(u32::MAX);
-                        list.push(Function { begin, end, entry, section: number });
+                        if let Err(problem) = add(list, Function { begin, end, entry, section: number }) {
+                            return (unreadable, Err(problem));
+                        }
                     }
                 }
                 Err(Error::NotCiePointer(_)) => {}

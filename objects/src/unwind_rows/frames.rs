@@ -43,17 +43,14 @@ pub(super) fn read(
     let mut functions = Vec::new();
     let mut problem = None;
     for (number, section) in (0..).zip(&mut entries) {
-        let before = functions.len();
         let (unreadable, end) = section.list(number, budget, &mut functions);
-        if is_go && number == 0 {
-            innermost::sort(&mut functions);
-        } else if is_go {
-            leave_out_go(&mut functions, before);
-        }
         sink.misfits(UNREADABLE, unreadable);
         problem = problem.or(end.err());
     }
     innermost::sort(&mut functions);
+    if is_go {
+        leave_to_go(&mut functions);
+    }
     let mut segments: Vec<_> = elf.segments().filter(|segment| segment.flags & PF_X != 0).collect();
     segments.sort_by_key(|segment| segment.offset);
     for segment in segments {
@@ -62,19 +59,15 @@ pub(super) fn read(
     problem.map_or(Ok(()), Err)
 }
 
-/// Takes out what lies in Go's functions, which come first and are sorted: Go's linker describes them in `.debug_frame` a
-/// second time, and does not know there what only the runtime's own table says.
-fn leave_out_go(functions: &mut Vec<Function>, before: usize) {
-    let go = functions.partition_point(|function| function.section == 0);
-    let (go, others) = functions.split_at(go);
-    let is_go = |function: &Function| {
+/// Takes out, of sorted functions, what other sections than Go's own (the first) say of Go's functions: Go's linker
+/// describes them in `.debug_frame` a second time, and does not know there what only the runtime's table says.
+fn leave_to_go(functions: &mut Vec<Function>) {
+    let is_go = |function: &Function| function.section == 0;
+    let go: Vec<Function> = functions.iter().copied().filter(is_go).collect();
+    functions.retain(|function| {
         let after = go.partition_point(|known| known.begin <= function.begin);
-        go[..after].last().is_some_and(|known| function.begin < known.end)
-    };
-    let kept: Vec<Function> =
-        others.iter().skip(before - go.len()).filter(|function| !is_go(function)).copied().collect();
-    functions.truncate(before);
-    functions.extend(kept);
+        is_go(function) || go[..after].last().is_none_or(|known| known.end <= function.begin)
+    });
 }
 
 /// A segment with code, and what its rows are made with.

@@ -11,7 +11,7 @@ use records::{Cfa, Rule, SavedFp};
 
 use super::{
     budget::Budget,
-    entries::{Each, Entries, FUNCTION_COST, MAX_ENTRY, MAX_FUNCTIONS, UNREADABLE},
+    entries::{self, Each, Entries, FUNCTION_COST, MAX_ENTRY, UNREADABLE},
     go_assembly::Assembly,
     innermost::Function,
     sections::MAX_SECTION,
@@ -64,7 +64,6 @@ enum Kind {
 
 impl Kind {
     fn of(name: &[u8], flags: u8) -> Kind {
-        let name = name.strip_suffix(b".abi0").unwrap_or(name);
         match name {
             // Since Go 1.21, and before.
             b"runtime.sigreturn__sigaction" | b"runtime.sigreturn" => Kind::SignalReturn,
@@ -93,15 +92,18 @@ impl Entries for GoFunctions<'_> {
         list: &mut Vec<Function>,
     ) -> (u64, Result<(), ObjectError>) {
         let mut unreadable = 0;
-        for (entry, index) in (0..).zip(0..self.table.count.min(MAX_FUNCTIONS)) {
-            match self.table.function(index) {
+        for (entry, index) in (0..).zip(0..self.table.count) {
+            let added = match self.table.function(index) {
                 Some(function) if function.begin > 0 && function.end > function.begin => {
                     let begin = function.begin - Kind::of(function.name, function.flags).before();
-                    list.push(Function { begin, end: function.end, entry, section: number });
+                    entries::add(list, Function { begin, end: function.end, entry, section: number })
                 }
-                _ => unreadable += 1,
-            }
-            if let Err(problem) = budget.spend(FUNCTION_COST) {
+                _ => {
+                    unreadable += 1;
+                    Ok(())
+                }
+            };
+            if let Err(problem) = added.and_then(|()| budget.spend(FUNCTION_COST)) {
                 return (unreadable, Err(problem));
             }
         }
@@ -123,7 +125,7 @@ impl Entries for GoFunctions<'_> {
             Kind::Root => each(piece.start, Ok(Rule::of(Cfa::Root)))?,
             Kind::SignalReturn => each(piece.start, Ok(Rule::of(Cfa::Signal)))?,
             _ => {
-                let assembly = (known.flags & (ASSEMBLY | WRITES_SP) != 0 || kind == Kind::LeavesForGood)
+                let assembly = (known.flags & (ASSEMBLY | WRITES_SP) != 0)
                     .then(|| Assembly::read(self.elf, known.begin..known.end));
                 return stack_sizes(&known, &piece, kind, assembly.as_ref(), each);
             }

@@ -4,10 +4,7 @@
 
 use std::ops::Range;
 
-use crate::{
-    elf::{Elf, PF_X},
-    read_at::read_range,
-};
+use crate::{elf::Elf, read_at::read_range};
 
 /// Most bytes of a function that are looked at; the longest, `runtime.cgocallback`, has 500.
 const MAX_CODE: u64 = 2048;
@@ -29,13 +26,8 @@ pub(super) struct Assembly {
 impl Assembly {
     /// Looks at a function. What cannot be read has no such places.
     pub(super) fn read(elf: &Elf<'_>, function: Range<u64>) -> Self {
-        let size = (function.end - function.start).min(MAX_CODE);
-        let mut segments = elf.segments().filter(|segment| segment.flags & PF_X != 0);
-        let holds = |address: u64, size: u64| function.start.checked_sub(address).is_some_and(|at| at < size);
-        let Some(segment) = segments.find(|segment| holds(segment.address, segment.file_size)) else {
-            return Assembly::default();
-        };
-        let offset = segment.offset.saturating_add(function.start - segment.address);
+        let Some((offset, size)) = elf.bytes_from(function.start) else { return Assembly::default() };
+        let size = size.min(function.end - function.start).min(MAX_CODE);
         let code = read_range(elf.file, "Go function", offset, size, MAX_CODE).unwrap_or_default();
         Assembly::of(&code, function.start)
     }
@@ -48,8 +40,8 @@ impl Assembly {
             frame: at(&has_frame, MAX_PROLOGUE),
             left: at(&writes_sp, code.len()),
             saved: (0..code.len()).find_map(|at| match code.get(at..)? {
-                // mov %rbp, offset(%rsp)
-                [0x48, 0x89, 0x6c, 0x24, offset, ..] => Some((begin + at as u64 + 1, *offset)),
+                // mov %rbp, offset(%rsp); beyond 0x7f it would be negative
+                [0x48, 0x89, 0x6c, 0x24, offset @ 0..=0x7f, ..] => Some((begin + at as u64 + 1, *offset)),
                 _ => None,
             }),
         }

@@ -105,14 +105,9 @@ fn by_header(elf: &Elf<'_>) -> Result<Option<FrameSection>, ObjectError> {
     let bases = BaseAddresses::default().set_eh_frame_hdr(header.address);
     let parsed = EhFrameHdr::from(EndianSlice::new(&bytes, LittleEndian)).parse(&bases, 8);
     let Ok(Pointer::Direct(address)) = parsed.map(|parsed| parsed.eh_frame_ptr()) else { return Ok(None) };
-    let holds = |from: u64, size: u64| address.checked_sub(from).is_some_and(|delta| delta < size);
-    let Some(segment) = elf.segments().find(|segment| holds(segment.address, segment.file_size)) else {
-        return Ok(None);
-    };
-    let before = address - segment.address;
-    let offset = segment.offset.saturating_add(before);
+    let Some((offset, size)) = elf.bytes_from(address) else { return Ok(None) };
     let in_file = elf.file.size().saturating_sub(offset);
-    let size = (segment.file_size - before).min(MAX_SECTION).min(in_file);
+    let size = size.min(MAX_SECTION).min(in_file);
     let bytes = read_range(elf.file, WHAT, offset, size, MAX_SECTION)?;
     Ok(Some(FrameSection { format: Format::EhFrame, bytes, address, ends_at_terminator: true }))
 }

@@ -20,6 +20,7 @@ use std::{
 use records::End;
 use tests::{
     pprof::Profile,
+    process::cpu_seconds,
     system::{Options, System, UPLOADER_USER, ids},
     wait::wait_for,
 };
@@ -175,14 +176,6 @@ fn measure(system: &System, program: &Program, store: &Path) -> Result<Run, Stri
 fn nanos() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// CPU time of a process, user and system: fields 14 and 15 of its `stat`, in ticks of 10 ms (`proc_pid_stat(5)`).
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // What is left begins with field 3.
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// What the stored profiles of a unit say that lie between two times.

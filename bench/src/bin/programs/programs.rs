@@ -25,6 +25,23 @@ echo 0 > "$3"
 as_nobody() { setpriv --reuid=nobody --regid=nogroup --clear-groups -- "$@"; }
 ready() { echo ready; }
 forever() { while :; do "$@" > output 2>&1 || { cat output; exit 1; }; done; }
+# The folder, with these settings and these of the server.
+serve_by_nginx() {
+    cat > nginx.conf << END
+pid $PWD/pid;
+error_log $PWD/error.log;
+daemon off;
+worker_processes 1;
+events { }
+http {
+    $1
+    client_body_temp_path $PWD; proxy_temp_path $PWD; fastcgi_temp_path $PWD; uwsgi_temp_path $PWD; scgi_temp_path $PWD;
+    server { $2 root $PWD; }
+}
+END
+    as_nobody nginx -e "$PWD/error.log" -c "$PWD/nginx.conf" &
+    sleep 1
+}
 "#;
 
 /// All of them, in the order of the table.
@@ -55,22 +72,7 @@ forever $pgbench -n -b tpcb-like -c 2 -T 3600 postgres"#,
         needs: &["nginx", "ab"],
         script: r#"
 head -c 4000 /etc/services > index.html
-cat > nginx.conf << END
-pid $1/pid;
-error_log $1/error.log;
-daemon off;
-worker_processes 1;
-events { }
-http {
-    access_log $1/access.log;
-    gzip on;
-    gzip_types *;
-    client_body_temp_path $1; proxy_temp_path $1; fastcgi_temp_path $1; uwsgi_temp_path $1; scgi_temp_path $1;
-    server { listen 127.0.0.1:$port; root $1; }
-}
-END
-as_nobody nginx -e "$1/error.log" -c "$1/nginx.conf" &
-sleep 1
+serve_by_nginx "access_log $1/access.log; gzip on; gzip_types *;" "listen 127.0.0.1:$port;"
 ready
 forever ab -q -n 20000 -c 8 -H 'Accept-Encoding: gzip' "http://127.0.0.1:$port/index.html""#,
         perf: false,
@@ -82,20 +84,8 @@ forever ab -q -n 20000 -c 8 -H 'Accept-Encoding: gzip' "http://127.0.0.1:$port/i
 openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=localhost > output 2>&1
 chmod a+r key.pem
 head -c 400000 /dev/urandom > blob
-cat > nginx.conf << END
-pid $1/pid;
-error_log $1/error.log;
-daemon off;
-worker_processes 1;
-events { }
-http {
-    access_log off;
-    client_body_temp_path $1; proxy_temp_path $1; fastcgi_temp_path $1; uwsgi_temp_path $1; scgi_temp_path $1;
-    server { listen 127.0.0.1:$port ssl; root $1; ssl_certificate $1/cert.pem; ssl_certificate_key $1/key.pem; }
-}
-END
-as_nobody nginx -e "$1/error.log" -c "$1/nginx.conf" &
-sleep 1
+serve_by_nginx 'access_log off;' \
+    "listen 127.0.0.1:$port ssl; ssl_certificate $1/cert.pem; ssl_certificate_key $1/key.pem;"
 ready
 forever ab -q -n 1000 -c 4 -k "https://127.0.0.1:$port/blob""#,
         perf: false,

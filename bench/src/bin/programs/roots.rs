@@ -4,6 +4,7 @@
 use std::{collections::HashMap, fs::File, os::unix::fs::FileExt as _};
 
 use objects::ElfFacts;
+use records::ElfAddress;
 use tests::pprof::Frame;
 
 /// Instructions after a file's entry that belong to its start: the call of main, or of the linked program.
@@ -36,13 +37,9 @@ impl Roots {
             return true;
         }
         // The frame's address is the byte before the one that is returned to.
-        let returned_to = frame.address + 1;
-        let segment = facts.segments.iter().find(|segment| {
-            (segment.address.0..segment.address.0 + segment.file_size).contains(&returned_to)
-        });
-        let Some(segment) = segment else { return false };
+        let Some(offset) = facts.file_offset(ElfAddress(frame.address + 1)) else { return false };
         let mut code = [0; 10];
-        file.read_exact_at(&mut code, returned_to - segment.address.0 + segment.offset.0).is_ok()
+        file.read_exact_at(&mut code, offset.0).is_ok()
             && (code.starts_with(&THREAD_END) || code[1..] == THREAD_END)
     }
 

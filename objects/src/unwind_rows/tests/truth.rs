@@ -6,7 +6,7 @@ use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EhFrame, Encoding, EndianSlice, EvaluationResult, Format, LittleEndian,
     Register, RegisterRule, UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow, Value, X86_64,
 };
-use records::{Cfa, Rule, SavedFp};
+use records::{Cfa, ElfAddress, Rule, SavedFp};
 
 use super::{ROOM, check_form, look};
 use crate::{ElfFacts, ReadAt, UnwindRows, elf::Elf, read_at::read_range};
@@ -128,10 +128,7 @@ fn by_rule(process: &Process, rule: Rule) -> Caller {
 
 /// File offset of an address in code.
 fn offset_of(facts: &ElfFacts, address: u64) -> Option<u64> {
-    facts.segments.iter().filter(|segment| segment.executable).find_map(|segment| {
-        let delta = address.checked_sub(segment.address.0)?;
-        (delta < segment.file_size).then_some(segment.offset.0 + delta)
-    })
+    facts.file_offset(ElfAddress(address)).map(|offset| offset.0)
 }
 
 /// How many places had which kind of rule.
