@@ -50,6 +50,8 @@ globals! {
     TASK_START_BOOTTIME: u32 = ABSENT;
     TASK_THREAD_PID: u32 = ABSENT;
     TASK_CGROUPS: u32 = ABSENT;
+    /// Offset in `mm_struct`.
+    MM_START_CODE: u32 = ABSENT;
     /// Offsets in `struct pid`, and of the namespace's inode in `struct pid_namespace`.
     PID_LEVEL: u32 = ABSENT;
     PID_NUMBERS: u32 = ABSENT;
@@ -183,9 +185,13 @@ impl Task {
     #[inline(always)]
     pub(crate) fn user_state(&self) -> UserState {
         // A process that ends gives up its memory before its last kernel code runs. A kernel thread may borrow some.
-        if read::<u64>(self.0, &TASK_MM) == Some(0)
-            || read::<u32>(self.0, &TASK_FLAGS).is_some_and(|flags| flags & PF_KTHREAD != 0)
-        {
+        let memory = read::<u64>(self.0, &TASK_MM);
+        if memory == Some(0) || read::<u32>(self.0, &TASK_FLAGS).is_some_and(|flags| flags & PF_KTHREAD != 0) {
+            return UserState::None;
+        }
+        // Within exec, the old program's memory is gone while its registers are still there. Where the new one's code
+        // begins is the last that the kernel writes down before it sets them (load_elf_binary in fs/binfmt_elf.c).
+        if memory.is_some_and(|memory| read::<u64>(memory, &MM_START_CODE) == Some(0)) {
             return UserState::None;
         }
         if global(&HAVE_TASK_PT_REGS) != 0 {

@@ -8,7 +8,7 @@ use std::{
 
 use ipc::ExecutableId;
 
-use crate::ranges::Range;
+use crate::{ranges::Range, reused::Reused};
 
 /// Most mappings kept for a process: 30 bytes each, and nobody's program has more code mapped than this. (A process
 /// that makes thousands of small regions one after the other has them merged.)
@@ -41,6 +41,12 @@ impl CodeMapping {
         CodeMapping { start, end, offset: self.offset.wrapping_add(start - self.start), ..self }
     }
 
+    /// Whether an address in both is of the same place in the same file.
+    fn shows_the_same(&self, other: &CodeMapping) -> bool {
+        let place = |mapping: &CodeMapping| mapping.offset.wrapping_sub(mapping.start);
+        self.code == other.code && (self.code == Code::Anonymous || place(self) == place(other))
+    }
+
     /// Whether `next` goes on where this ends, in memory and in the file.
     fn goes_on_in(&self, next: &CodeMapping) -> bool {
         self.end == next.start
@@ -57,6 +63,7 @@ pub(crate) struct AddressSpace {
     mappings: Rc<Vec<CodeMapping>>,
     /// Where just these mappings are shown to the BPF programs.
     shown: Rc<RefCell<Weak<Range>>>,
+    reused: Reused,
 }
 
 /// The address space has [`MAX_MAPPINGS`] already.
@@ -85,6 +92,30 @@ impl AddressSpace {
         *self.shown.borrow_mut() = Rc::downgrade(part);
     }
 
+    /// What the BPF programs are to know of: every mapping but those at addresses that change.
+    pub(crate) fn settled_mappings(&self) -> impl Iterator<Item = &CodeMapping> {
+        self.mappings.iter().filter(|mapping| !self.reused.hides(mapping.start, mapping.end))
+    }
+
+    /// The BPF programs have been shown it, at this time (nanoseconds).
+    pub(crate) fn shown_at(&mut self, now: u64) {
+        self.reused.shown(now);
+    }
+
+    /// See [`Reused::settle`].
+    pub(crate) fn settle(&mut self, now: u64) -> bool {
+        let has_settled = self.reused.settle(now);
+        if has_settled {
+            self.shown = Rc::default();
+        }
+        has_settled
+    }
+
+    /// See [`Reused::was_mistaken`].
+    pub(crate) fn was_mistaken(&self, address: u64, at: u64) -> bool {
+        self.reused.was_mistaken(address, at)
+    }
+
     /// Adds a mapping, which takes the place of what it overlaps.
     pub(crate) fn map(&mut self, new: CodeMapping) -> Result<(), Full> {
         if new.start >= new.end {
@@ -96,6 +127,9 @@ impl AddressSpace {
         let after = mappings.partition_point(|mapping| mapping.start < new.end);
         let mut replacement: [Option<CodeMapping>; 3] = [None, Some(new), None];
         if let Some(overlapped) = mappings.get(first..after).filter(|overlapped| !overlapped.is_empty()) {
+            if !overlapped.iter().all(|old| old.shows_the_same(&new)) {
+                self.reused.add(new.start, new.end);
+            }
             let (before, behind) = (overlapped[0], overlapped[overlapped.len() - 1]);
             if before.start < new.start {
                 replacement[0] = Some(before.part(before.start, new.start));
@@ -133,6 +167,25 @@ fn merge(mappings: &mut Vec<CodeMapping>, at: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_takes_the_place_of_something_else_is_hidden() {
+        let mut space = AddressSpace::default();
+        space.map(file(0x1000, 0x3000, 0, 1)).unwrap();
+        // The same once more, something where nothing was, and code made where code was made before.
+        space.map(file(0x2000, 0x3000, 0x1000, 1)).unwrap();
+        space.map(file(0x5000, 0x6000, 0, 2)).unwrap();
+        for offset in [0x7000, 0] {
+            space.map(CodeMapping { offset, code: Code::Anonymous, ..file(0x7000, 0x8000, 0, 0) }).unwrap();
+        }
+        assert_eq!(space.settled_mappings().count(), space.mappings().len());
+        space.map(file(0x2000, 0x3000, 0, 2)).unwrap();
+        assert!(space.was_mistaken(0x2fff, 5) && !space.was_mistaken(0x1fff, 5));
+        assert_eq!(space.settled_mappings().count(), space.mappings().len() - 1);
+        space.shown_at(10);
+        assert!(space.settle(u64::MAX) && !space.settle(u64::MAX));
+        assert_eq!(space.settled_mappings().count(), space.mappings().len());
+    }
 
     fn file(start: u64, end: u64, offset: u64, id: u32) -> CodeMapping {
         CodeMapping { start, end, offset, code: Code::File(ExecutableId(id)) }

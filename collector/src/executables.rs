@@ -18,6 +18,9 @@ use crate::{
 
 /// Executables that are known at a time, of which some may no longer be mapped.
 pub(crate) const MAX_EXECUTABLES: usize = 64 * 1024;
+/// Executables that are known at a time if fewer than half as many are mapped: those that ran a moment ago come again, with
+/// rows that need not be computed again, but a machine that runs a new one each moment needs no memory of them all.
+pub(crate) const KEPT_EXECUTABLES: usize = 2048;
 /// How long the numbers of a mapping record are taken for the same file without a look, in nanoseconds. A file that is
 /// written anew in place keeps its numbers; only its ctime tells.
 const LOOK_AGAIN_AFTER: u64 = 1_000_000_000;

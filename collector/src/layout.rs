@@ -11,6 +11,8 @@ const BTF_MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
+/// Nameless parts within nameless parts of a structure that are looked into.
+const MAX_NESTING: u32 = 3;
 
 #[derive(Debug, Error)]
 pub(crate) enum LayoutError {
@@ -86,15 +88,30 @@ impl Btf {
         self.bytes.get(start..end) == Some(name.as_bytes()) && self.bytes.get(end) == Some(&0)
     }
 
-    /// Offset in bytes of a member of a structure.
+    /// Offset in bytes of a member of a structure, which may lie in a nameless part of it.
     pub(crate) fn member(&self, structure: &str, member: &str) -> Option<u32> {
         let found = self.types().find(|t| t.kind == KIND_STRUCT && self.name_is(t.name, structure))?;
-        for i in 0..found.count as usize {
+        self.member_of(&found, member, MAX_NESTING)
+    }
+
+    fn member_of(&self, structure: &Type, member: &str, nesting: u32) -> Option<u32> {
+        for i in 0..structure.count as usize {
             // struct btf_member: name_off, type, offset in bits (of which the upper 8 are a bit field's size).
-            let at = found.elements + i * 12;
-            if self.name_is(word(&self.bytes, at)?, member) {
-                let bits = word(&self.bytes, at + 8)?;
-                return Some(if found.bit_fields { bits & 0x00ff_ffff } else { bits } / 8);
+            let at = structure.elements + i * 12;
+            let (name, kind, bits) =
+                (word(&self.bytes, at)?, word(&self.bytes, at + 4)?, word(&self.bytes, at + 8)?);
+            let offset = if structure.bit_fields { bits & 0x00ff_ffff } else { bits } / 8;
+            if self.name_is(name, member) {
+                return Some(offset);
+            }
+            if name == 0 && nesting > 0 {
+                // Types are counted from 1; 0 is void.
+                let part = self.types().nth((kind as usize).checked_sub(1)?)?;
+                if matches!(part.kind, KIND_STRUCT | KIND_UNION)
+                    && let Some(within) = self.member_of(&part, member, nesting - 1)
+                {
+                    return offset.checked_add(within);
+                }
             }
         }
         None
@@ -135,6 +152,7 @@ pub(crate) fn offsets(btf: &Btf) -> Result<Vec<(&'static str, u32)>, LayoutError
         ("TASK_GROUP_LEADER", "task_struct", "group_leader", "task_struct.group_leader"),
         ("TASK_START_BOOTTIME", "task_struct", "start_boottime", "task_struct.start_boottime"),
         ("TASK_THREAD_PID", "task_struct", "thread_pid", "task_struct.thread_pid"),
+        ("MM_START_CODE", "mm_struct", "start_code", "mm_struct.start_code"),
         ("PID_LEVEL", "pid", "level", "pid.level"),
         ("PID_NUMBERS", "pid", "numbers", "pid.numbers"),
     ];
@@ -174,11 +192,13 @@ pub(crate) fn offsets(btf: &Btf) -> Result<Vec<(&'static str, u32)>, LayoutError
 mod tests {
     use super::*;
 
-    /// A BTF of one structure `s { a: at 0; b: at 8 }` and one enumeration `e { X = 7 }`.
+    /// A BTF of two structures `s { a: at 0; b: at 8 }` and `{ nameless, at 4, of the first's kind }`, and one enumeration
+    /// `e { X = 7 }`.
     fn example() -> Vec<u8> {
-        let strings = b"\0s\0a\0b\0e\0X\0";
-        let types: Vec<u32> =
-            [&[1, 4 << 24 | 2, 16][..], &[3, 0, 0], &[5, 0, 64], &[7, 6 << 24 | 1, 4], &[9, 7]].concat();
+        let strings = b"\0s\0a\0b\0e\0X\0t\0";
+        let structures =
+            [&[1, 4 << 24 | 2, 16][..], &[3, 0, 0], &[5, 0, 64], &[11, 4 << 24 | 1, 20], &[0, 1, 32]];
+        let types: Vec<u32> = [&structures.concat()[..], &[7, 6 << 24 | 1, 4], &[9, 7]].concat();
         let mut bytes = vec![0x9f, 0xeb, 1, 0];
         let types: Vec<u8> = types.iter().flat_map(|word| word.to_le_bytes()).collect();
         for word in [24, 0, types.len(), types.len(), strings.len()] {
@@ -195,6 +215,7 @@ mod tests {
         assert_eq!(btf.member("s", "a"), Some(0));
         assert_eq!(btf.member("s", "b"), Some(8));
         assert_eq!(btf.member("s", "c"), None);
+        assert_eq!(btf.member("t", "b"), Some(12));
         assert_eq!(btf.enumerator("e", "X"), Some(7));
         assert_eq!(btf.enumerator("s", "X"), None);
     }

@@ -19,6 +19,7 @@ mod profiler;
 mod programs;
 mod ranges;
 mod registry;
+mod reused;
 mod rule_store;
 mod samples;
 mod serve;

@@ -91,6 +91,11 @@ impl Processes {
         Some(process)
     }
 
+    /// Processes whose mappings have stopped to change; see [`AddressSpace::settle`].
+    pub(crate) fn settle(&mut self, now: u64) -> impl Iterator<Item = u32> {
+        self.by_pid.iter_mut().filter_map(move |(pid, process)| process.space.settle(now).then_some(*pid))
+    }
+
     /// Executables that some process has mapped.
     pub(crate) fn mapped_executables(&self) -> HashSet<ExecutableId> {
         let mappings = self.by_pid.values().flat_map(|process| process.space.mappings());

@@ -24,6 +24,7 @@ use crate::{
     programs::{Programs, Shared},
     registry::Registry,
     samples::{self, RawSample},
+    serve,
     spaces::Spaces,
     stacks,
     unwind_tables::{TableError, UnwindTables},
@@ -158,6 +159,8 @@ impl Profiler {
             match registry.processes.get_mut(pid) {
                 Some(process) if process.threads > 0 => {
                     spaces.show(pid, process.id.0, &process.space, tables, now);
+                    // Not the time at which the round began: the programs may have looked meanwhile.
+                    process.space.shown_at(serve::now());
                 }
                 _ => spaces.hide(pid, now),
             }
@@ -188,7 +191,7 @@ impl Profiler {
     fn housekeeping(&mut self, now: u64) {
         if now.saturating_sub(self.last.tick) >= SECOND {
             self.last.tick = now;
-            if self.registry.tick() {
+            if self.registry.tick(now) {
                 let executables = &self.registry.executables;
                 self.tables.retain(|id| executables.get(id).is_some(), now);
             }
@@ -361,6 +364,18 @@ impl Profiler {
         if raw.process != 0 && raw.process != id.0 && raw.user.len() > 1 {
             // Unwound by what was mapped before an exec: anything but the first frame may be wrong.
             raw.user.truncate(1);
+            raw.end = End::Stale as u8;
+        } else if raw.process != 0
+            && let Some(last) = raw.user.iter().enumerate().position(|(i, address)| {
+                // What the programs only located, to stop there, is not stepped from by rows of theirs.
+                let is_stepped = i + 1 < raw.user.len() || raw.rest.is_none();
+                let back = u64::from(i > 0);
+                is_stepped && process.space.was_mistaken(address.wrapping_sub(back), raw.timestamp)
+            })
+        {
+            // Right to here; its caller was found by the rows of what was mapped there before.
+            raw.user.truncate(last + 1);
+            raw.rest = None;
             raw.end = End::Stale as u8;
         } else if let Some(rest) = raw.rest.take() {
             let (end, guessed) = stacks::finish(&rest, &process.space, &mut self.tables, &mut raw.user);

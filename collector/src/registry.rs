@@ -9,7 +9,7 @@ use crate::{
     address_space::{AddressSpace, Code, CodeMapping, MAX_MAPPINGS},
     cgroups::Cgroups,
     counters::Losses,
-    executables::{Executables, MAX_EXECUTABLES, VDSO},
+    executables::{Executables, KEPT_EXECUTABLES, MAX_EXECUTABLES, VDSO},
     kernel_events::{KernelEvent, Mapped, What},
     link::Link,
     processes::{NewProcess, Process, Processes},
@@ -30,6 +30,8 @@ pub(crate) struct Registry {
     /// Records were lost, so that `/proc` must be read again.
     pub(crate) incomplete: bool,
     look_ups: u32,
+    /// When so many executables are known, those that nobody has mapped are forgotten.
+    forget_above: usize,
     /// Pids of which the BPF programs must be told anew.
     pub(crate) changed: Vec<u32>,
     /// Executables that the uploader has just got the file of.
@@ -47,6 +49,7 @@ impl Registry {
             losses: Losses::new(),
             incomplete: false,
             look_ups: 0,
+            forget_above: KEPT_EXECUTABLES,
             changed: Vec::new(),
             passed: Vec::new(),
             ended: VecDeque::new(),
@@ -74,13 +77,15 @@ impl Registry {
         }
     }
 
-    /// Called once a second.
-    /// Returns whether executables were forgotten.
-    pub(crate) fn tick(&mut self) -> bool {
+    /// Called once a second; `now` in nanoseconds. Returns whether executables were forgotten.
+    pub(crate) fn tick(&mut self, now: u64) -> bool {
         self.look_ups = 0;
-        let too_many = self.executables.len() > MAX_EXECUTABLES;
+        self.changed.extend(self.processes.settle(now));
+        let too_many = self.executables.len() > self.forget_above;
         if too_many {
             self.executables.retain(&self.processes.mapped_executables());
+            // Where that many are mapped, not each second anew.
+            self.forget_above = (2 * self.executables.len()).clamp(KEPT_EXECUTABLES, MAX_EXECUTABLES);
         }
         too_many
     }
@@ -326,6 +331,27 @@ mod tests {
         fn code(&mut self, pid: u32, address: u64) -> Option<Code> {
             Some(self.registry.processes.get_mut(pid)?.space.find(address)?.code)
         }
+    }
+
+    #[test]
+    fn executables_that_are_gone_are_not_kept_for_ever() {
+        let mut world = World::new();
+        world.apply(What::Fork { pid: A, parent: 0 });
+        world.registry.insert(A, NewProcess { threads: 1, ..NewProcess::default() }, &mut world.link);
+        // Each in the place of the one before.
+        for inode in 1..=KEPT_EXECUTABLES as u64 {
+            world.map(A, 0x1000, inode);
+        }
+        assert!(world.registry.tick(0), "the vdso makes one more");
+        assert_eq!(world.registry.executables.len(), 2);
+        assert!(matches!(world.code(A, 0x1000), Some(Code::File(_))));
+        // Those that are mapped stay, and are not looked through each second.
+        for inode in 1..=KEPT_EXECUTABLES as u64 {
+            world.map(A, 0x10_0000 + inode * 0x2000, inode);
+        }
+        assert!(world.registry.tick(0));
+        assert!(world.registry.executables.len() > KEPT_EXECUTABLES);
+        assert!(!world.registry.tick(0));
     }
 
     /// Pids that cannot be there (above the kernel's limit of 2^22).

@@ -95,9 +95,7 @@ impl Spaces {
         if let Some(part) = space.shown() {
             return Some(part);
         }
-        let most = MAX_SPACE_MAPPINGS as usize;
-        let mappings = space.mappings();
-        let mappings = mappings.get(..most).unwrap_or(mappings);
+        let mappings: Vec<_> = space.settled_mappings().take(MAX_SPACE_MAPPINGS as usize).collect();
         let range = self.ranges.take(u32::try_from(mappings.len()).ok()?)?;
         for (at, mapping) in (range.first..).zip(mappings) {
             let table = match mapping.code {

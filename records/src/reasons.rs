@@ -40,7 +40,7 @@ reasons! {
         TooDeep = 2, "too_deep", "more frames than a record holds: the stack is truncated";
         Memory = 3, "memory", "the stack could not be read (paged out, or not mapped)";
         NotClimbing = 4, "not_climbing", "code without unwind rows, and the frame pointer does not lead to a caller";
-        NoUserSpace = 5, "no_user_space", "a kernel thread, or a process that ends and has given up its memory: there is no user stack";
+        NoUserSpace = 5, "no_user_space", "a kernel thread, or a process that ends or executes another program and has given up its memory: there is no user stack";
         NoRegisters = 6, "no_registers", "the user's registers could not be found";
         Compat = 7, "compat", "a 32-bit process: only its innermost frame is recorded";
         NotCode = 8, "not_code", "the next frame lies in no executable mapping: the stack is cut there";

@@ -210,9 +210,21 @@ impl Profile {
         self.stacks.iter().filter(|stack| holds(stack)).map(|stack| stack.count).sum()
     }
 
+    /// Of how many user stacks it says that they are complete, and of how many in all: its comments are those of every window
+    /// and target that it was gathered from.
+    pub fn said_complete(&self) -> (i64, i64) {
+        let said = self.comments.iter().filter_map(|comment| {
+            let (complete, rest) = comment.split_once(" of ")?;
+            let (all, _) = rest.split_once(" user stacks are complete")?;
+            Some((complete.parse::<i64>().ok()?, all.parse::<i64>().ok()?))
+        });
+        said.fold((0, 0), |sum, said| (sum.0 + said.0, sum.1 + said.1))
+    }
+
     /// Adds the stacks of a later profile.
     pub fn append(&mut self, later: Profile) {
         self.stacks.extend(later.stacks);
+        self.comments.extend(later.comments);
         self.mappings.extend(later.mappings);
         self.duration_nanos += later.duration_nanos;
     }

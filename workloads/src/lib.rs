@@ -5,6 +5,7 @@
 
 mod broken;
 mod catalogue;
+mod churn;
 mod frameless;
 mod toolchain;
 mod tree;
@@ -12,6 +13,10 @@ mod tree;
 pub use broken::{Broken, write_broken};
 pub use catalogue::{
     Known, Program, go_and_c, go_leaves, known_cpp, known_go, known_rust, plain, plugin, program, stage,
+};
+pub use churn::{
+    CHURN_LIBRARIES, TEMPLATE_DEPTH, breeder, churn_library, churn_library_chain, churn_loader,
+    frameless_brief, templates, thread_starts, tiny, tiny_chain,
 };
 pub use frameless::{Frameless, SECRET, exceptions, frameless, rust_release};
 pub use toolchain::{BuildError, Language, compile};

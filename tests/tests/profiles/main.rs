@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
 
+mod churn;
 mod files;
 mod format;
 mod go;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         jit::CASES,
         go::CASES,
         format::CASES,
+        churn::CASES,
     ]
     .concat();
     if arguments.list {
