@@ -22,7 +22,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use records::{
     COUNTERS_PER_CPU, Counter, End, FRAMES_PER_CALL, MAX_CALLS, MAX_CPUS, MAX_FRAMES, MAX_KERNEL_FRAMES,
-    MAX_STACK_BYTES, MAX_USER_FRAMES, MEMORY_PAGE, RESUME_SIZE, Resume, SAMPLE_HEADER_SIZE, SampleHeader,
+    MAX_STACK_BYTES, MAX_USER_FRAMES, MEMORY_PAGE, REGISTERS, RESUME_SIZE, Resume, SAMPLE_HEADER_SIZE, SampleHeader,
 };
 use process::{Process, Space};
 use task::{Task, UserState};
@@ -71,6 +71,8 @@ const WORDS: usize = MAX_FRAMES + (RESUME_SIZE + MAX_STACK_BYTES) / 8;
 #[repr(C)]
 struct Work {
     cursor: Cursor,
+    /// The general registers of the innermost frame.
+    registers: [u64; REGISTERS as usize],
     space: Space,
     calls: u32,
     /// Where in `words` the next frame goes.
@@ -143,13 +145,13 @@ fn begin(context: &PerfEventContext) -> Option<&'static mut Work> {
     };
     let state = if user_mode {
         // SAFETY: as above.
-        UserState::from_registers(unsafe { &(*data).regs })
+        UserState::from_registers(unsafe { &(*data).regs }, &mut work.registers)
     } else {
-        task.user_state()
+        task.user_state(&mut work.registers)
     };
     match state {
-        UserState::Registers(registers, di) => {
-            work.cursor = Cursor::new(registers, di);
+        UserState::Registers(registers) => {
+            work.cursor = Cursor::new(registers);
             work.space = Space::of(ids.pid);
             work.header.process = work.space.process();
             Some(work)
@@ -206,12 +208,19 @@ fn hand_over(work: &mut Work) {
     if at > MAX_FRAMES {
         return;
     }
-    let Cursor { registers, di, interrupted, guessed } = work.cursor;
+    let Cursor { registers, context, interrupted, guessed } = work.cursor;
     // SAFETY: `at` was checked just now: behind it there is room for a `Resume` and `MAX_STACK_BYTES`. Of the first page
     // no more is read than there is up to its end.
     let bytes = unsafe {
         let resume = work.words.as_mut_ptr().add(at).cast::<Resume>();
-        resume.write(Resume { ip: registers.ip, sp: registers.sp, fp: registers.fp, di, interrupted, guessed });
+        // Field by field: the whole would take a third of BPF's own stack.
+        (&raw mut (*resume).ip).write(registers.ip);
+        (&raw mut (*resume).sp).write(registers.sp);
+        (&raw mut (*resume).fp).write(registers.fp);
+        (&raw mut (*resume).context).write(context);
+        (&raw mut (*resume).interrupted).write(interrupted);
+        (&raw mut (*resume).guessed).write(guessed);
+        (&raw mut (*resume).registers).write(work.registers);
         let stack = resume.cast::<u8>().add(RESUME_SIZE);
         let first = MEMORY_PAGE - (registers.sp as usize & (MEMORY_PAGE - 1));
         let read = |into: *mut u8, size: usize, from: u64| {
@@ -264,7 +273,8 @@ fn one_frame(work: &mut Work) -> Option<End> {
         return Some(End::TooDeep);
     }
     let mut cursor = work.cursor;
-    let result = unwinder::step(&mut Process(&mut work.space), &mut cursor);
+    let mut process = Process { space: &mut work.space, registers: &work.registers };
+    let result = unwinder::step(&mut process, &mut cursor);
     work.cursor = cursor;
     result.err()
 }

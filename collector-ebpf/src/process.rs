@@ -6,7 +6,7 @@
 
 use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::map, maps::Array};
 use core::ffi::c_void;
-use records::{MAX_RULES, Page, Row, Rule, SLOT_BITS, SpaceMapping, SpaceSlot, TableEntry};
+use records::{MAX_RULES, Page, REGISTERS, Row, Rule, SLOT_BITS, SpaceMapping, SpaceSlot, TableEntry};
 use unwinder::Machine;
 
 use crate::MMAPABLE;
@@ -65,7 +65,11 @@ impl Space {
 }
 
 /// The current process, with what is known of its address space.
-pub(crate) struct Process<'a>(pub(crate) &'a mut Space);
+pub(crate) struct Process<'a> {
+    pub(crate) space: &'a mut Space,
+    /// The general registers of the innermost frame, in DWARF's order.
+    pub(crate) registers: &'a [u64; REGISTERS as usize],
+}
 
 impl Machine for Process<'_> {
     #[inline(always)]
@@ -86,7 +90,7 @@ impl Machine for Process<'_> {
 
     #[inline(always)]
     fn locate(&mut self, address: u64) -> Option<(u32, u64)> {
-        let Space { slot, last } = &mut *self.0;
+        let Space { slot, last } = &mut *self.space;
         let within = address.wrapping_sub(last.start);
         if within < last.end.wrapping_sub(last.start) {
             return Some((last.table, within.wrapping_add(last.offset)));
@@ -95,6 +99,12 @@ impl Machine for Process<'_> {
         let found = unwinder::find_mapping(first, count, address, |number| MAPPINGS.get(number))?;
         *last = *found;
         Some((found.table, address.wrapping_sub(found.start).wrapping_add(found.offset)))
+    }
+
+    #[inline(always)]
+    fn register(&mut self, number: u8) -> u64 {
+        // Masked, so that the verifier sees the bound.
+        self.registers[usize::from(number & (REGISTERS - 1))]
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ use aya_ebpf::{
     },
 };
 use core::{ffi::c_void, mem::MaybeUninit};
+use records::REGISTERS;
 use unwinder::Registers;
 
 use crate::global;
@@ -96,8 +97,8 @@ pub(crate) struct Ids {
 
 /// Where a task was in user space when it was sampled.
 pub(crate) enum UserState {
-    /// There, with this in rdi.
-    Registers(Registers, u64),
+    /// There.
+    Registers(Registers),
     /// There, in 32-bit code.
     Compat(Registers),
     /// It has no user space.
@@ -112,22 +113,39 @@ pub(crate) fn is_user_mode(registers: &pt_regs) -> bool {
 }
 
 impl UserState {
+    /// Takes the registers apart; `general` gets those of [`records::REGISTERS`], in that order.
     #[inline(always)]
-    pub(crate) fn from_registers(saved: &pt_regs) -> Self {
+    pub(crate) fn from_registers(saved: &pt_regs, general: &mut [u64; REGISTERS as usize]) -> Self {
         // SAFETY: fields of a structure behind a reference; volatile, since the compiler would otherwise make one read of those
         // of several callers, through pointers of different kinds, which the verifier refuses.
-        let (ip, sp, fp, di, cs) = unsafe {
-            (
-                (&raw const saved.rip).read_volatile(),
-                (&raw const saved.rsp).read_volatile(),
-                (&raw const saved.rbp).read_volatile(),
+        let (registers, cs) = unsafe {
+            *general = [
+                (&raw const saved.rax).read_volatile(),
+                (&raw const saved.rdx).read_volatile(),
+                (&raw const saved.rcx).read_volatile(),
+                (&raw const saved.rbx).read_volatile(),
+                (&raw const saved.rsi).read_volatile(),
                 (&raw const saved.rdi).read_volatile(),
-                (&raw const saved.cs).read_volatile(),
-            )
+                (&raw const saved.rbp).read_volatile(),
+                (&raw const saved.rsp).read_volatile(),
+                (&raw const saved.r8).read_volatile(),
+                (&raw const saved.r9).read_volatile(),
+                (&raw const saved.r10).read_volatile(),
+                (&raw const saved.r11).read_volatile(),
+                (&raw const saved.r12).read_volatile(),
+                (&raw const saved.r13).read_volatile(),
+                (&raw const saved.r14).read_volatile(),
+                (&raw const saved.r15).read_volatile(),
+            ];
+            let registers = Registers {
+                ip: (&raw const saved.rip).read_volatile(),
+                sp: (&raw const saved.rsp).read_volatile(),
+                fp: (&raw const saved.rbp).read_volatile(),
+            };
+            (registers, (&raw const saved.cs).read_volatile())
         };
-        let registers = Registers { ip, sp, fp };
         match cs {
-            USER_CS => UserState::Registers(registers, di),
+            USER_CS => UserState::Registers(registers),
             USER32_CS => UserState::Compat(registers),
             _ => UserState::Unknown,
         }
@@ -181,9 +199,9 @@ impl Task {
         mix(key, controller_cgroup(set, &CSS_SET_PIDS).unwrap_or(0))
     }
 
-    /// The user's registers of a task that was interrupted in the kernel.
+    /// The user's registers of a task that was interrupted in the kernel; see [`UserState::from_registers`].
     #[inline(always)]
-    pub(crate) fn user_state(&self) -> UserState {
+    pub(crate) fn user_state(&self, general: &mut [u64; REGISTERS as usize]) -> UserState {
         // A process that ends gives up its memory before its last kernel code runs. A kernel thread may borrow some.
         let memory = read::<u64>(self.0, &TASK_MM);
         if memory == Some(0) || read::<u32>(self.0, &TASK_FLAGS).is_some_and(|flags| flags & PF_KTHREAD != 0) {
@@ -196,15 +214,14 @@ impl Task {
         }
         if global(&HAVE_TASK_PT_REGS) != 0 {
             // SAFETY: the helpers give a pointer that the verifier lets the program read.
-            return UserState::from_registers(unsafe {
-                &*(bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs)
-            });
+            let saved = unsafe { &*(bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs) };
+            return UserState::from_registers(saved, general);
         }
         // Before 5.15: they lie at the top of the kernel's stack (task_pt_regs in arch/x86/include/asm/processor.h).
         let Some(stack) = read::<u64>(self.0, &TASK_STACK) else { return UserState::Unknown };
         let top = stack.wrapping_add(global(&KERNEL_STACK_SIZE));
         match read_at::<pt_regs>(top.wrapping_sub(size_of::<pt_regs>() as u64)) {
-            Some(saved) => UserState::from_registers(&saved),
+            Some(saved) => UserState::from_registers(&saved, general),
             None => UserState::Unknown,
         }
     }

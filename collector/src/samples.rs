@@ -1,6 +1,8 @@
 //! The records of the BPF program, out of the ring.
 
-use records::{COMM_LENGTH, MAX_STACK_BYTES, RESUME_SIZE, Resume, SAMPLE_HEADER_SIZE, SampleHeader};
+use records::{
+    COMM_LENGTH, MAX_STACK_BYTES, REGISTERS, RESUME_SIZE, Resume, SAMPLE_HEADER_SIZE, SampleHeader,
+};
 use unwinder::{Cursor, Registers};
 
 /// A record, taken apart.
@@ -29,6 +31,8 @@ pub(crate) struct RawSample {
 pub(crate) struct Rest {
     /// At the last of the user frames.
     pub(crate) cursor: Cursor,
+    /// The general registers of the innermost frame, in DWARF's order.
+    pub(crate) registers: [u64; REGISTERS as usize],
     /// The stack, from the cursor's stack pointer on.
     pub(crate) stack: Vec<u8>,
 }
@@ -44,10 +48,15 @@ impl Rest {
             sp: word(offset_of!(Resume, sp))?,
             fp: word(offset_of!(Resume, fp))?,
         };
-        let di = word(offset_of!(Resume, di))?;
+        let context = word(offset_of!(Resume, context))?;
         let interrupted = half(offset_of!(Resume, interrupted))?;
         let guessed = half(offset_of!(Resume, guessed))?;
-        Some(Box::new(Rest { cursor: Cursor { registers, di, interrupted, guessed }, stack: stack.to_vec() }))
+        let cursor = Cursor { registers, context, interrupted, guessed };
+        let mut registers = [0; REGISTERS as usize];
+        for (at, register) in (offset_of!(Resume, registers)..).step_by(8).zip(&mut registers) {
+            *register = word(at)?;
+        }
+        Some(Box::new(Rest { cursor, registers, stack: stack.to_vec() }))
     }
 }
 
@@ -143,10 +152,14 @@ mod tests {
         }
         record.extend(1u32.to_ne_bytes());
         record.extend(4u32.to_ne_bytes());
+        for register in 100..116u64 {
+            record.extend(register.to_ne_bytes());
+        }
         record.extend([5; 16]);
         let rest = parse(&record).unwrap().rest.unwrap();
         let registers = Registers { ip: 1, sp: 2, fp: 3 };
-        assert_eq!(rest.cursor, Cursor { registers, di: 9, interrupted: 1, guessed: 4 });
+        assert_eq!(rest.cursor, Cursor { registers, context: 9, interrupted: 1, guessed: 4 });
+        assert!(rest.registers.into_iter().eq(100..116));
         assert_eq!(rest.stack, [5; 16]);
         for length in 0..record.len() {
             assert_eq!(parse(&record[..length]), None);

@@ -1,7 +1,7 @@
 //! Stacks that the BPF programs could not unwind to their end, because they did not know yet what a process has mapped: a
 //! program that was started a millisecond ago. By the time that its sample is read, this half knows.
 
-use records::{End, MAX_USER_FRAMES, NO_TABLE, Page, Row, Rule, TableEntry};
+use records::{End, MAX_USER_FRAMES, NO_TABLE, Page, REGISTERS, Row, Rule, TableEntry};
 use unwinder::Machine;
 
 use crate::{
@@ -20,7 +20,7 @@ pub(crate) fn finish(
 ) -> (End, u16) {
     let mut cursor = rest.cursor;
     let base = cursor.registers.sp;
-    let mut machine = Copied { base, stack: &rest.stack, space, tables };
+    let mut machine = Copied { base, stack: &rest.stack, registers: &rest.registers, space, tables };
     let end = loop {
         if let Err(end) = unwinder::step(&mut machine, &mut cursor) {
             break end;
@@ -37,6 +37,7 @@ pub(crate) fn finish(
 struct Copied<'a> {
     base: u64,
     stack: &'a [u8],
+    registers: &'a [u64; REGISTERS as usize],
     space: &'a AddressSpace,
     tables: &'a mut UnwindTables,
 }
@@ -58,6 +59,10 @@ impl Machine for Copied<'_> {
             Code::Anonymous => NO_TABLE,
         };
         Some((table, address.wrapping_sub(mapping.start).wrapping_add(mapping.offset)))
+    }
+
+    fn register(&mut self, number: u8) -> u64 {
+        self.registers.get(usize::from(number)).copied().unwrap_or(0)
     }
 
     fn table(&mut self, number: u32) -> Option<TableEntry> {
@@ -114,7 +119,8 @@ mod tests {
 
     fn rest(words: &[u64]) -> Rest {
         let stack = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        Rest { cursor: Cursor::new(Registers { ip: 0x4010, sp: 0x7000, fp: 0 }, 0), stack }
+        let cursor = Cursor::new(Registers { ip: 0x4010, sp: 0x7000, fp: 0 });
+        Rest { cursor, registers: [0; REGISTERS as usize], stack }
     }
 
     #[test]

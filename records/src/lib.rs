@@ -19,6 +19,6 @@ pub use sample::{
 };
 pub use unwind::{
     Cfa, FREE_SLOT, MAPPING_STEPS, MAX_ROWS_PER_PAGE, MAX_RULES, MAX_SPACE_MAPPINGS, NO_TABLE, PAGE_BITS,
-    Page, ROW_STEPS, Row, Rule, SLOT_BITS, SLOT_PROBES, SavedFp, SpaceMapping, SpaceSlot, TableEntry,
-    slot_of,
+    Page, RDI, REGISTERS, ROW_STEPS, Row, Rule, SLOT_BITS, SLOT_PROBES, SavedFp, SpaceMapping, SpaceSlot,
+    TableEntry, slot_of,
 };

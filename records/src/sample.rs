@@ -1,6 +1,8 @@
 //! The record that the BPF program writes into the ring for each sample: a fixed header, then as many 8-byte frames
 //! as the stack has, kernel frames first, each half innermost first.
 
+use crate::REGISTERS;
+
 /// Longest command name, with its terminating NUL (`TASK_COMM_LEN` in the kernel's `include/linux/sched.h`).
 pub const COMM_LENGTH: usize = 16;
 /// Most kernel frames in a record (the kernel's default for `perf_event_max_stack`).
@@ -68,16 +70,18 @@ pub struct Resume {
     pub sp: u64,
     /// Frame pointer there.
     pub fp: u64,
-    /// rdi there, if it is the innermost frame.
-    pub di: u64,
+    /// Where the `ucontext` of the signal frame lies that was last passed through; 0: none.
+    pub context: u64,
     /// Whether `ip` is an interrupted instruction, not a return address.
     pub interrupted: u32,
     /// As in the header.
     pub guessed: u32,
+    /// The general registers of the innermost frame, in DWARF's order.
+    pub registers: [u64; REGISTERS as usize],
 }
 
 /// Size of [`Resume`] in bytes.
-pub const RESUME_SIZE: usize = 40;
+pub const RESUME_SIZE: usize = 168;
 /// Size of a page of memory.
 pub const MEMORY_PAGE: usize = 4096;
 /// Most bytes of a stack in a record: what is left of the stack pointer's page, and three pages more.

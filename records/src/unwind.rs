@@ -78,9 +78,17 @@ pub enum Cfa {
 }
 
 impl Cfa {
+    /// From here on, one for each general register in DWARF's order ([`REGISTERS`]): that register and offset. Hand-written
+    /// assembly keeps the old stack pointer in whatever is free.
+    pub const FROM_REGISTERS: u8 = 12;
     /// One more than the highest number.
-    pub const COUNT: u8 = 12;
+    pub const COUNT: u8 = Cfa::FROM_REGISTERS + REGISTERS;
 }
+
+/// General registers in DWARF's order (System V psABI for x86-64, figure 3.36): rax, rdx, rcx, rbx, rsi, rdi, rbp, rsp, r8 to r15.
+pub const REGISTERS: u8 = 16;
+/// Number of rdi among the [`REGISTERS`].
+pub const RDI: u8 = 5;
 
 /// How to find the caller's frame pointer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -121,6 +129,12 @@ impl Rule {
     #[must_use]
     pub const fn of(cfa: Cfa) -> Self {
         Rule { cfa: cfa as u8, fp: SavedFp::Same as u8, fp_offset: 0, cfa_offset: 0 }
+    }
+
+    /// The rule whose CFA is a register, by its number among the [`REGISTERS`], and offset.
+    #[must_use]
+    pub const fn from_register(register: u8, cfa_offset: i32) -> Self {
+        Rule { cfa: Cfa::FROM_REGISTERS + register, cfa_offset, ..Rule::of(Cfa::Unknown) }
     }
 
     /// Whether it is one of the rules above. Any offset is sound: whatever a rule leads to is read as the process's own

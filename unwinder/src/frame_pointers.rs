@@ -50,7 +50,6 @@ pub(crate) fn step(machine: &mut impl Machine, cursor: &mut Cursor, table: u32) 
         return Err(End::Root);
     }
     cursor.registers = Registers { ip, sp: frame.wrapping_add(16), fp };
-    cursor.di = 0;
     cursor.interrupted = 0;
     Ok(())
 }

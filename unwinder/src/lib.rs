@@ -7,6 +7,7 @@
 #![no_std]
 
 mod frame_pointers;
+mod registers;
 mod rules;
 mod search;
 
@@ -38,6 +39,9 @@ pub trait Machine {
     /// executable mapping that is known.
     fn locate(&mut self, address: u64) -> Option<(u32, u64)>;
 
+    /// What the kernel saved of a general register when it took the sample: `number` is one of [`records::REGISTERS`].
+    fn register(&mut self, number: u8) -> u64;
+
     /// What is in the stores, by number. All of it may be anything: it was written by the other half.
     fn table(&mut self, number: u32) -> Option<TableEntry>;
     /// See [`Machine::table`].
@@ -54,8 +58,9 @@ pub trait Machine {
 pub struct Cursor {
     /// Where it is.
     pub registers: Registers,
-    /// rdi, of the innermost frame; 0 of all others.
-    pub di: u64,
+    /// Where the `ucontext` of the signal frame lies that was last passed through, and so the other registers of what it
+    /// interrupted; 0: none was, and the kernel has saved them.
+    pub context: u64,
     /// Whether `registers.ip` is an interrupted instruction, and not a return address (which may lie behind the end
     /// of its function: the call before it does not).
     pub interrupted: u32,
@@ -64,10 +69,10 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The innermost frame, and what was in rdi there.
+    /// The innermost frame.
     #[must_use]
-    pub const fn new(registers: Registers, di: u64) -> Self {
-        Cursor { registers, di, interrupted: 1, guessed: 0 }
+    pub const fn new(registers: Registers) -> Self {
+        Cursor { registers, context: 0, interrupted: 1, guessed: 0 }
     }
 }
 

@@ -1,8 +1,8 @@
 //! From a frame to its caller's by a rule (DWARF 5, section 6.4.3, in the few forms that compilers use on x86-64).
 
-use records::{Cfa, End, Rule, SavedFp};
+use records::{Cfa, End, RDI, Rule, SavedFp};
 
-use crate::{Cursor, Machine, Registers};
+use crate::{Cursor, Machine, Registers, registers};
 
 /// Where a signal frame's `ucontext` has the interrupted registers, from the stack pointer at the call of
 /// `rt_sigreturn`: `uc_mcontext` at 40, in it `gregs[REG_RBP]`, `[REG_RSP]` and `[REG_RIP]` (`sys/ucontext.h`; the
@@ -31,13 +31,18 @@ pub(crate) fn apply(machine: &mut impl Machine, cursor: &mut Cursor, rule: Rule)
         cfa if cfa == Cfa::Plt as u8 => sp.wrapping_add(if (ip & 15) >= offset { 16 } else { 8 }),
         cfa if cfa == Cfa::Signal as u8 => return signal(machine, cursor),
         cfa if cfa == Cfa::Root as u8 => return Err(End::Root),
+        cfa @ Cfa::FROM_REGISTERS..Cfa::COUNT => {
+            registers::get(machine, cursor, cfa.wrapping_sub(Cfa::FROM_REGISTERS))?.wrapping_add(offset)
+        }
         _ => return Err(End::NoRule),
     };
     let (saved_fp, return_address) = if rule.cfa == Cfa::SpReturnInDi as u8 {
-        if cursor.di == 0 {
-            return Err(End::NoRule);
+        // Of a frame that was not interrupted it is not known: a callee may have used it.
+        match registers::get(machine, cursor, RDI)? {
+            0 => return Err(End::NoRule),
+            _ if cursor.interrupted == 0 => return Err(End::NoRule),
+            di => (fp, di),
         }
-        (fp, cursor.di)
     } else if rule.fp == SavedFp::AtCfa as u8 && rule.fp_offset == -16 {
         // Nearly always: both words lie together.
         let [fp, ip] = machine.read_pair(cfa.wrapping_sub(16)).ok_or(End::Memory)?;
@@ -59,7 +64,6 @@ pub(crate) fn apply(machine: &mut impl Machine, cursor: &mut Cursor, rule: Rule)
         return Err(End::Root);
     }
     cursor.registers = Registers { ip: return_address, sp: cfa, fp: saved_fp };
-    cursor.di = 0;
     cursor.interrupted = u32::from(rule.cfa == Cfa::SpInterrupted as u8);
     Ok(())
 }
@@ -73,7 +77,7 @@ pub(crate) fn signal(machine: &mut impl Machine, cursor: &mut Cursor) -> Result<
     let sp = machine.read_word(context.wrapping_add(UCONTEXT_RSP)).ok_or(End::Memory)?;
     let ip = machine.read_word(context.wrapping_add(UCONTEXT_RIP)).ok_or(End::Memory)?;
     cursor.registers = Registers { ip, sp, fp };
-    cursor.di = 0;
+    cursor.context = context;
     cursor.interrupted = 1;
     Ok(())
 }

@@ -4,7 +4,7 @@
 extern crate std;
 use std::{vec, vec::Vec};
 
-use records::{Cfa, SavedFp};
+use records::{Cfa, RDI, SavedFp};
 
 use super::*;
 
@@ -12,6 +12,7 @@ use super::*;
 struct World {
     base: u64,
     words: Vec<u64>,
+    registers: [u64; 16],
     /// Text words by address.
     text: Vec<(u64, u64)>,
     rows: Vec<Row>,
@@ -45,6 +46,10 @@ impl Machine for World {
         }
     }
 
+    fn register(&mut self, number: u8) -> u64 {
+        self.registers[usize::from(number)]
+    }
+
     fn table(&mut self, number: u32) -> Option<TableEntry> {
         (number == 0).then_some(self.table)
     }
@@ -66,6 +71,7 @@ fn world(words: &[u64]) -> World {
     World {
         base: STACK,
         words: words.to_vec(),
+        registers: [0; 16],
         text: vec![],
         rows: vec![],
         rules: vec![],
@@ -96,7 +102,7 @@ fn saving_fp(rule: Rule, fp_offset: i16) -> Rule {
 
 fn unwind(world: &mut World, registers: Registers) -> (Vec<u64>, End, Cursor) {
     let mut frames = vec![];
-    let mut cursor = Cursor::new(registers, 0);
+    let mut cursor = Cursor::new(registers);
     loop {
         frames.push(cursor.registers.ip);
         match step(world, &mut cursor) {
@@ -266,12 +272,65 @@ fn stubs_of_the_linkage_table_and_saved_stack_pointers() {
 #[test]
 fn a_return_address_in_a_register_is_known_of_the_innermost_frame() {
     let rows = [(FILE, cfa(Cfa::SpReturnInDi, 0)), (FILE + 0x20, Rule::of(Cfa::Root))];
-    let mut world = with_rows(&[1, 2], &rows);
+    let mut world = with_rows(&[FILE + 1, 2], &rows);
     let registers = Registers { ip: FILE, sp: STACK, fp: 9 };
-    let mut cursor = Cursor::new(registers, FILE + 0x21);
-    assert_eq!(step(&mut world, &mut cursor), Ok(()));
-    assert_eq!((cursor.registers, cursor.di), (Registers { ip: FILE + 0x21, sp: STACK, fp: 9 }, 0));
     assert_eq!(unwind(&mut world, registers).1, End::NoRule);
+    world.registers[usize::from(RDI)] = FILE + 0x21;
+    let mut cursor = Cursor::new(registers);
+    assert_eq!(step(&mut world, &mut cursor), Ok(()));
+    assert_eq!(cursor.registers, Registers { ip: FILE + 0x21, sp: STACK, fp: 9 });
+    let mut cursor = Cursor { interrupted: 0, ..Cursor::new(registers) };
+    cursor.registers.ip = FILE + 1;
+    assert_eq!(step(&mut world, &mut cursor), Err(End::NoRule));
+}
+
+/// As in OpenSSL's AES-GCM: a caller keeps the old stack pointer where its callee, which is called from nowhere else, leaves it.
+#[test]
+fn assembly_keeps_the_old_stack_pointer_in_any_register() {
+    // r11 is anybody's, rbx is restored by callees.
+    for (number, of_a_caller) in
+        [(0, true), (1, true), (9, true), (11, true), (3, false), (12, false), (15, false)]
+    {
+        let rows = [
+            (FILE, cfa(Cfa::Sp, 8)),
+            (FILE + 0x10, saving_fp(Rule::from_register(number, 8), -16)),
+            (FILE + 0x20, Rule::of(Cfa::Root)),
+        ];
+        let words = [FILE + 0x11, 9, 9, 0x77, FILE + 0x21];
+        let mut world = with_rows(&words, &rows);
+        world.registers[usize::from(number)] = STACK + 4 * 8;
+        let (frames, end, cursor) = unwind(&mut world, Registers { ip: FILE + 0x10, sp: STACK + 8, fp: 5 });
+        assert_eq!((frames, end), (vec![FILE + 0x10, FILE + 0x21], End::Root));
+        assert_eq!((cursor.registers.sp, cursor.registers.fp), (STACK + 5 * 8, 0x77));
+        let (frames, end, _) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 5 });
+        let expected = if of_a_caller { (3, End::Root) } else { (2, End::NoRule) };
+        assert_eq!((frames.len(), end), expected, "register {number}");
+    }
+}
+
+#[test]
+fn behind_a_signal_the_registers_are_those_that_it_saved() {
+    // sigcontext_64: r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip.
+    let places = [13, 12, 14, 11, 9, 8, 10, 15, 0, 1, 2, 3, 4, 5, 6, 7];
+    for (number, place) in (0u8..).zip(places) {
+        let mut words = vec![0; 40];
+        words[0] = FILE + 0x10;
+        let context = 1;
+        words[context + 5 + 15] = STACK + 20 * 8;
+        words[context + 5 + 16] = FILE + 0x20;
+        words[context + 5 + place] = STACK + 35 * 8;
+        words[35] = FILE + 0x31;
+        let rows = [
+            (FILE, cfa(Cfa::Sp, 8)),
+            (FILE + 0xf, Rule::of(Cfa::Signal)),
+            (FILE + 0x20, Rule::from_register(number, 8)),
+            (FILE + 0x30, Rule::of(Cfa::Root)),
+        ];
+        let mut world = with_rows(&words, &rows);
+        world.registers = [1; 16];
+        let (frames, end, _) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 3 });
+        assert_eq!((frames, end), (vec![FILE, FILE + 0x10, FILE + 0x20, FILE + 0x31], End::Root), "{number}");
+    }
 }
 
 #[test]

@@ -23,7 +23,8 @@ APART unsigned long interrupted(void) {
 APART void run(void) {
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGALRM, &action, NULL);
-    struct { long interval[2], value[2]; } every = {{0, 5000}, {0, 5000}};
+    // Not in step with a sampler's clock, which would see the same moment each time.
+    struct { long interval[2], value[2]; } every = {{0, 4321}, {0, 4321}};
     call(SYS_setitimer, 0, (long)&every, 0, 0);
     sink += interrupted();
 }
@@ -122,6 +123,24 @@ APART unsigned long hold(int depth) {
 
 APART void run(void) {
     for (;;) sink += hold(8);
+}
+#elif MODE == 10 // Hand-written assembly that keeps the old stack pointer in whatever register is free, as cryptography does.
+#define FUNCTION(name, body) \
+    ".type " #name ", @function\n" #name ":\n.cfi_startproc\n" body "ret\n.cfi_endproc\n.size " #name ", . - " #name "\n"
+#define KEEP_STACK_IN(register, room) \
+    "mov %rsp, %" #register "\n.cfi_def_cfa_register %" #register "\nsub $" #room ", %rsp\nand $-64, %rsp\n"
+#define TAKE_STACK_FROM(register) "mov %" #register ", %rsp\n.cfi_def_cfa_register %rsp\n"
+
+__asm__(".text\n"
+        // Called from nowhere else: it knows what its callers keep, and leaves it alone.
+        FUNCTION(in_rbx, "push %rbx\n.cfi_adjust_cfa_offset 8\n.cfi_offset %rbx, -16\n"
+                         KEEP_STACK_IN(rbx, 200) "mov $400000, %ecx\n1: dec %ecx\njnz 1b\n" TAKE_STACK_FROM(rbx)
+                         "pop %rbx\n.cfi_adjust_cfa_offset -8\n.cfi_restore %rbx\n")
+        FUNCTION(in_r11, KEEP_STACK_IN(r11, 1000) "call in_rbx\n" TAKE_STACK_FROM(r11))
+        FUNCTION(in_rax, KEEP_STACK_IN(rax, 300) "call in_r11\n" TAKE_STACK_FROM(rax)));
+
+APART void run(void) {
+    for (;;) __asm__ volatile("call in_rax" : : : "rax", "rcx", "r11", "memory", "cc");
 }
 #endif
 

@@ -25,6 +25,8 @@ pub enum Frameless {
     Aligned,
     /// The stack is full of [`SECRET`]s.
     Secrets,
+    /// Assembly keeps the old stack pointer in one register or another.
+    Registers,
 }
 
 /// What [`Frameless::Secrets`] has on its stack, plus a small number: like an address, and in no mapping.
@@ -53,6 +55,7 @@ impl Frameless {
             Frameless::Threads => 7,
             Frameless::Aligned => 8,
             Frameless::Secrets => 9,
+            Frameless::Registers => 10,
         }
     }
 }

@@ -4,7 +4,7 @@ use gimli::{
     CfaRule, Encoding, EndianSlice, Format, LittleEndian, Operation, Register, RegisterRule,
     UnwindExpression, UnwindSection, UnwindTableRow, X86_64,
 };
-use records::{Cfa, Rule, SavedFp};
+use records::{Cfa, REGISTERS, Rule, SavedFp};
 
 pub(super) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -38,10 +38,10 @@ pub(super) fn convert<'a, S: UnwindSection<Bytes<'a>>>(
     if form.is_signal_frame {
         return signal(row, section);
     }
-    let (mut cfa, cfa_offset) = cfa(row, section)?;
+    let Rule { mut cfa, cfa_offset, .. } = cfa(row, section)?;
     match return_address {
         Some(RegisterRule::Offset(-8)) => {}
-        Some(RegisterRule::Register(X86_64::RDI)) if cfa == Cfa::Sp => cfa = Cfa::SpReturnInDi,
+        Some(RegisterRule::Register(X86_64::RDI)) if cfa == Cfa::Sp as u8 => cfa = Cfa::SpReturnInDi as u8,
         Some(RegisterRule::Register(_)) => return Err("return address in a register"),
         Some(RegisterRule::Expression(_) | RegisterRule::ValExpression(_)) => {
             return Err("return address by an expression");
@@ -60,39 +60,27 @@ pub(super) fn convert<'a, S: UnwindSection<Bytes<'a>>>(
         Some(_) => return Err("rbp by another rule"),
     };
     let fp_offset = i16::try_from(fp_offset).map_err(|_| "rbp far away")?;
-    Ok(Rule { cfa: cfa as u8, fp: fp as u8, fp_offset, cfa_offset })
+    Ok(Rule { cfa, fp: fp as u8, fp_offset, cfa_offset })
 }
 
+/// The part of the rule that says where the CFA is.
 fn cfa<'a, S: UnwindSection<Bytes<'a>>>(
     row: &UnwindTableRow<usize>,
     section: &S,
-) -> Result<(Cfa, i32), &'static str> {
-    let (cfa, offset) = match row.cfa() {
-        CfaRule::RegisterAndOffset { register: X86_64::RSP, offset } => (Cfa::Sp, *offset),
-        CfaRule::RegisterAndOffset { register: X86_64::RBP, offset } => (Cfa::Fp, *offset),
-        CfaRule::RegisterAndOffset { register, .. } => return Err(from_register(*register)),
-        CfaRule::Expression(expression) => by_expression(&operations(expression, section))?,
-    };
-    Ok((cfa, i32::try_from(offset).map_err(|_| "CFA far away")?))
-}
-
-fn from_register(register: Register) -> &'static str {
-    match register {
-        X86_64::RAX => "CFA from rax",
-        X86_64::RDX => "CFA from rdx",
-        X86_64::RCX => "CFA from rcx",
-        X86_64::RBX => "CFA from rbx",
-        X86_64::RSI => "CFA from rsi",
-        X86_64::RDI => "CFA from rdi",
-        X86_64::R8 => "CFA from r8",
-        X86_64::R9 => "CFA from r9",
-        X86_64::R10 => "CFA from r10",
-        X86_64::R11 => "CFA from r11",
-        X86_64::R12 => "CFA from r12",
-        X86_64::R13 => "CFA from r13",
-        X86_64::R14 => "CFA from r14",
-        X86_64::R15 => "CFA from r15",
-        _ => "CFA from what is no register",
+) -> Result<Rule, &'static str> {
+    let offset = |offset| i32::try_from(offset).map_err(|_| "CFA far away");
+    let from = |cfa, at| Ok(Rule { cfa_offset: offset(at)?, ..Rule::of(cfa) });
+    match row.cfa() {
+        CfaRule::RegisterAndOffset { register: X86_64::RSP, offset } => from(Cfa::Sp, *offset),
+        CfaRule::RegisterAndOffset { register: X86_64::RBP, offset } => from(Cfa::Fp, *offset),
+        CfaRule::RegisterAndOffset { register, offset: at } => match u8::try_from(register.0) {
+            Ok(register @ ..REGISTERS) => Ok(Rule::from_register(register, offset(*at)?)),
+            _ => Err("CFA from what is no register"),
+        },
+        CfaRule::Expression(expression) => {
+            let (cfa, at) = by_expression(&operations(expression, section))?;
+            from(cfa, at)
+        }
     }
 }
 

@@ -40,6 +40,12 @@ pub(crate) const CASES: &[Case] = &[
     ("realigned_stacks", |system| {
         check(system, "realigned", Frameless::Aligned, &[], &["spin", "aligned", "run", "main"]);
     }),
+    ("old_stack_pointers_in_registers", |system| {
+        // The red zone is not to be called into.
+        let flags = &["-mno-red-zone"];
+        let chain = &["in_rbx", "in_r11", "in_rax", "run", "main"];
+        check(system, "registers", Frameless::Registers, flags, chain);
+    }),
     ("the_vdso", |system| check(system, "vdso", Frameless::Vdso, &[], &["ask_time", "run", "main"])),
     ("lazy_stubs", |system| {
         check(system, "lazy-stubs", Frameless::Stubs, &["-Wl,-z,lazy"], &["call_tiny", "run", "main"]);

@@ -111,6 +111,9 @@ fn by_rule(process: &Process, rule: Rule) -> Caller {
         6 => sp.wrapping_add(8),
         7 => return Some([160, 168, 120].map(|at| Process::word(sp.wrapping_add(at)))),
         8 => return None,
+        cfa if cfa >= Cfa::FROM_REGISTERS => {
+            process.register(Register((cfa - Cfa::FROM_REGISTERS).into())).wrapping_add_signed(offset)
+        }
         _ => panic!("{rule:?}"),
     };
     let fp_offset = i64::from(rule.fp_offset);
