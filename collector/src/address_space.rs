@@ -77,6 +77,13 @@ impl AddressSpace {
         self.mappings[..after].last().filter(|mapping| address < mapping.end)
     }
 
+    /// Whether a file is shown anywhere between these addresses.
+    pub(crate) fn shows_file(&self, start: u64, end: u64) -> bool {
+        let first = self.mappings.partition_point(|mapping| mapping.end <= start);
+        let mut within = self.mappings[first..].iter().take_while(|mapping| mapping.start < end);
+        within.any(|mapping| mapping.code != Code::Anonymous)
+    }
+
     /// Every mapping.
     pub(crate) fn mappings(&self) -> &[CodeMapping] {
         &self.mappings
@@ -212,6 +219,22 @@ mod tests {
         assert_eq!(space.find(0x3000), None);
         assert_eq!(space.find(0x5fff).unwrap().code, Code::File(ExecutableId(2)));
         assert_eq!(space.find(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_file_is_shown_where_one_is() {
+        let space =
+            space(&[file(0x1000, 0x3000, 0, 1), anonymous(0x3000, 0x5000), file(0x8000, 0x9000, 0, 2)]);
+        for (start, end, shown) in [
+            (0, 0x1000, false),
+            (0, 0x1001, true),
+            (0x2fff, 0x3000, true),
+            (0x3000, 0x8000, false),
+            (0x4000, 0x8001, true),
+            (0x9000, 0xa000, false),
+        ] {
+            assert_eq!(space.shows_file(start, end), shown, "{start:x} to {end:x}");
+        }
     }
 
     #[test]

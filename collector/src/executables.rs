@@ -122,7 +122,8 @@ impl Executables {
         let has_numbers = |identity: &Identity| {
             identity.inode == numbers.inode && device == (major(identity.device), minor(identity.device))
         };
-        if let Some(opened) = open(mapped.pid, mapped.start, mapped.end, has_numbers) {
+        let (start, end) = mapped.opened_at;
+        if let Some(opened) = open(mapped.pid, start, end, has_numbers) {
             if device != (major(opened.identity.device), minor(opened.identity.device)) {
                 self.ambiguous.insert(device);
             }

@@ -59,15 +59,34 @@ pub(crate) enum What {
     Lost(u64),
 }
 
-/// An executable mapping as the kernel tells of it.
-#[derive(Debug, PartialEq, Eq)]
+/// A mapping as the kernel tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mapped {
     pub(crate) pid: u32,
     pub(crate) start: u64,
     pub(crate) end: u64,
+    /// Bounds of a mapping by which its file can be opened: its own, but for memory that stands for text of a file.
+    pub(crate) opened_at: (u64, u64),
     pub(crate) offset: u64,
     pub(crate) file: FileNumbers,
     pub(crate) path: Vec<u8>,
+}
+
+impl Mapped {
+    /// Whether it shows a file. Memory of these kinds has an inode, but nothing that could be read as a file with code:
+    /// it is what run-time compilers write their code to.
+    pub(crate) fn is_file(&self) -> bool {
+        const NO_FILES: [&[u8]; 4] = [b"//", b"/dev/zero", b"/SYSV", b"/anon_hugepage"];
+        self.file.inode != 0
+            && self.path.starts_with(b"/")
+            && !NO_FILES.iter().any(|prefix| self.path.starts_with(prefix))
+    }
+
+    /// Whether both lie in memory as they do in one file.
+    pub(crate) fn is_one_with(&self, other: &Mapped) -> bool {
+        self.file == other.file
+            && self.start.wrapping_sub(self.offset) == other.start.wrapping_sub(other.offset)
+    }
 }
 
 /// The numbers that a mapping record gives of a file. They find a known file again; what file it is, only `fstat`
@@ -194,11 +213,13 @@ impl<'a> Visitor<'a> for Reader {
     }
 
     fn visit_mmap2(self, map: Mmap2<'a>, metadata: RecordMetadata) -> Self::Output {
+        let (start, end) = (map.addr, map.addr.saturating_add(map.len));
         let what = (map.prot & PROT_EXEC != 0).then(|| {
             What::Map(Box::new(Mapped {
                 pid: map.pid,
-                start: map.addr,
-                end: map.addr.saturating_add(map.len),
+                start,
+                end,
+                opened_at: (start, end),
                 offset: map.pgoff,
                 file: FileNumbers {
                     major: map.maj().unwrap_or(0),

@@ -11,6 +11,7 @@ mod kernel_symbols;
 mod layout;
 mod link;
 mod logger;
+mod mapped_code;
 mod perf_map;
 mod policy;
 mod processes;

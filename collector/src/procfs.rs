@@ -9,7 +9,10 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::kernel_events::{FileNumbers, Mapped};
+use crate::{
+    kernel_events::{FileNumbers, Mapped},
+    mapped_code::MappedCode,
+};
 
 /// `/proc/PID/maps` does not give an inode's generation; this stands for it.
 const UNKNOWN_GENERATION: u64 = u64::MAX;
@@ -82,20 +85,22 @@ pub(crate) fn executable_mappings(pid: u32, limit: usize) -> io::Result<Vec<Mapp
 
 fn read_maps(path: &str, pid: u32, limit: usize) -> io::Result<Vec<Mapped>> {
     let mut reader = BufReader::new(File::open(path)?);
-    let mut mappings = Vec::new();
+    let mut mappings = MappedCode::default();
     let mut line = Vec::new();
     while mappings.len() < limit {
         line.clear();
         if reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
             break;
         }
-        mappings.extend(parse_mapping(&line, pid));
+        if let Some((mapped, is_executable)) = parse_mapping(&line, pid) {
+            mappings.add(mapped, is_executable);
+        }
     }
-    Ok(mappings)
+    Ok(mappings.into_executable())
 }
 
-/// `proc_pid_maps(5)`: `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`. `None` if it is not executable.
-fn parse_mapping(line: &[u8], pid: u32) -> Option<Mapped> {
+/// `proc_pid_maps(5)`: `START-END PERMISSIONS OFFSET MAJOR:MINOR INODE PATH`. With whether it is executable.
+fn parse_mapping(line: &[u8], pid: u32) -> Option<(Mapped, bool)> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let mut rest = line;
     let mut field = || {
@@ -106,18 +111,17 @@ fn parse_mapping(line: &[u8], pid: u32) -> Option<Mapped> {
     };
     let hexadecimal = |text: &str| u64::from_str_radix(text, 16).ok();
     let (start, end) = field()?.split_once('-')?;
-    let permissions = field()?;
+    let (start, end) = (hexadecimal(start)?, hexadecimal(end)?);
+    let is_executable = field()?.as_bytes().get(2) == Some(&b'x');
     let offset = hexadecimal(field()?)?;
     let (major, minor) = field()?.split_once(':')?;
     let inode = field()?.parse().ok()?;
-    if permissions.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
     let path = rest.trim_ascii_start();
-    Some(Mapped {
+    let mapped = Mapped {
         pid,
-        start: hexadecimal(start)?,
-        end: hexadecimal(end)?,
+        start,
+        end,
+        opened_at: (start, end),
         offset,
         file: FileNumbers {
             major: u32::from_str_radix(major, 16).ok()?,
@@ -126,7 +130,8 @@ fn parse_mapping(line: &[u8], pid: u32) -> Option<Mapped> {
             generation: UNKNOWN_GENERATION,
         },
         path: unescape(path),
-    })
+    };
+    Some((mapped, is_executable))
 }
 
 /// The kernel writes a line break in a path as `\012`, and nothing else in another way than it is.
@@ -163,13 +168,14 @@ pub(crate) fn open_executable(pid: u32) -> Option<OwnedFd> {
     })
 }
 
-/// The bounds of the kernel's mapping that holds an address now: it may have split or merged what it told of.
+/// The bounds of the kernel's mapping by which the file at an address can be opened now: it may have split or merged what
+/// it told of.
 pub(crate) fn bounds_of_mapping(pid: u32, address: u64) -> Option<(u64, u64)> {
     executable_mappings(pid, crate::address_space::MAX_MAPPINGS)
         .ok()?
         .into_iter()
         .find(|mapping| (mapping.start..mapping.end).contains(&address))
-        .map(|mapping| (mapping.start, mapping.end))
+        .map(|mapping| mapping.opened_at)
 }
 
 #[cfg(test)]
@@ -199,14 +205,16 @@ mod tests {
 
     #[test]
     fn a_path_is_kept_byte_for_byte() {
-        let parse = |text: &[u8]| parse_mapping(text, 1).map(|m| m.path);
+        let parse = |text: &[u8]| parse_mapping(text, 1).map(|(m, _)| m.path);
         let line = |path: &[u8]| [&b"00400000-00401000 r-xp 00001000 08:01 12   "[..], path, b"\n"].concat();
         assert_eq!(parse(&line(b"/a b")).unwrap(), b"/a b");
         assert_eq!(parse(&line(b"/a\\012b")).unwrap(), b"/a\nb");
         assert_eq!(parse(&line(b"/a\tb  ")).unwrap(), b"/a\tb  ");
         assert_eq!(parse(&line(b"/\xff")).unwrap(), b"/\xff");
         assert_eq!(parse(b"00400000-00401000 r-xp 00000000 00:00 0 \n").unwrap(), b"");
-        assert_eq!(parse(b"00400000-00401000 rw-p 00000000 00:00 0 \n"), None);
+        let is_executable = |text: &[u8]| parse_mapping(text, 1).unwrap().1;
+        assert!(is_executable(b"00400000-00401000 r-xp 00000000 00:00 0 \n"));
+        assert!(!is_executable(b"00400000-00401000 rw-p 00000000 00:00 0 \n"));
         for broken in [
             &b""[..],
             b"\n",
@@ -218,7 +226,7 @@ mod tests {
         ] {
             assert_eq!(parse(broken), None);
         }
-        let mapped = parse_mapping(b"7f00-7fff r-xp 00001000 103:1f 12 /x", 9).unwrap();
+        let (mapped, _) = parse_mapping(b"7f00-7fff r-xp 00001000 103:1f 12 /x", 9).unwrap();
         assert_eq!((mapped.pid, mapped.start, mapped.end, mapped.offset), (9, 0x7f00, 0x7fff, 0x1000));
         assert_eq!((mapped.file.major, mapped.file.minor, mapped.file.inode), (0x103, 0x1f, 12));
     }

@@ -1,6 +1,6 @@
 //! What runs on this machine, kept up to date with the kernel's records, in the order of their time.
 
-use std::{collections::VecDeque, io, os::fd::OwnedFd};
+use std::{collections::VecDeque, io, os::fd::OwnedFd, time::Instant};
 
 use ipc::{Comm, ExecutableId, FromCollector, ProcessId};
 use records::Loss;
@@ -180,6 +180,16 @@ impl Registry {
             // Its fork was not heard of. What `/proc` says includes this mapping.
             self.look_up_limited(mapped.pid, now, link);
         }
+        let text = self.replaced_text(mapped);
+        if text.is_empty() {
+            self.map_one(mapped, now, link);
+        }
+        for piece in &text {
+            self.map_one(piece, now, link);
+        }
+    }
+
+    fn map_one(&mut self, mapped: &Mapped, now: u64, link: &mut Link) {
         if let Some((mapping, file)) = self.code_mapping(mapped, now) {
             if let (Code::File(id), Some(file)) = (mapping.code, file) {
                 self.tell_executable(id, Some(file), link);
@@ -193,6 +203,22 @@ impl Registry {
         }
     }
 
+    /// If memory was mapped over a file: the pieces of the file's text that it stands for. None if it is code made at run
+    /// time, where a file was before; the kernel does not tell of what is unmapped, so `/proc` decides.
+    fn replaced_text(&mut self, mapped: &Mapped) -> Vec<Mapped> {
+        let Mapped { pid, start, end, .. } = *mapped;
+        let shows_file = |process: &mut Process| process.space.shows_file(start, end);
+        if mapped.is_file() || !self.processes.get_mut(pid).is_some_and(shows_file) {
+            return Vec::new();
+        }
+        let mut mappings = self
+            .limited(|_| procfs::executable_mappings(pid, MAX_MAPPINGS))
+            .and_then(Result::ok)
+            .unwrap_or_default();
+        mappings.retain(|piece| piece.start < end && start < piece.end && piece.is_file());
+        mappings
+    }
+
     /// What a mapping shows; with the file, if it was opened to know.
     fn code_mapping(&mut self, mapped: &Mapped, now: u64) -> Option<(CodeMapping, Option<OwnedFd>)> {
         if mapped.start >= KERNEL_HALF {
@@ -200,7 +226,7 @@ impl Registry {
         }
         let (code, file) = if mapped.path == b"[vdso]" {
             (Code::File(VDSO), None)
-        } else if is_file(mapped) {
+        } else if mapped.is_file() {
             let (id, file) = self.executables.of(mapped, now, &mut self.losses);
             (Code::File(id), file)
         } else {
@@ -212,10 +238,20 @@ impl Registry {
 
     /// A process that was not heard of, from `/proc`, as often as that is affordable.
     pub(crate) fn look_up_limited(&mut self, pid: u32, now: u64, link: &mut Link) {
-        if self.look_ups < LOOK_UPS_PER_SECOND {
-            self.look_ups += 1;
-            self.look_up(pid, now, link);
+        self.limited(|registry| registry.look_up(pid, now, link));
+    }
+
+    /// Looks something up in `/proc`, if that is affordable now.
+    fn limited<T>(&mut self, look_up: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        if self.look_ups >= LOOK_UPS_PER_SECOND {
+            return None;
         }
+        let begin = Instant::now();
+        let found = look_up(self);
+        // A process with very many mappings takes longer than a millisecond, and counts as many.
+        let milliseconds = u32::try_from(begin.elapsed().as_millis()).unwrap_or(LOOK_UPS_PER_SECOND);
+        self.look_ups = self.look_ups.saturating_add(milliseconds).saturating_add(1);
+        Some(found)
     }
 
     /// Puts what `/proc` says of a process in the place of what was known of it. A process that is known and still
@@ -285,15 +321,6 @@ impl Registry {
     }
 }
 
-/// Whether a mapping shows a file. Memory of these kinds has an inode, but nothing that could be read as a file with
-/// code: it is what run-time compilers write their code to.
-fn is_file(mapped: &Mapped) -> bool {
-    const NO_FILES: [&[u8]; 4] = [b"//", b"/dev/zero", b"/SYSV", b"/anon_hugepage"];
-    mapped.file.inode != 0
-        && mapped.path.starts_with(b"/")
-        && !NO_FILES.iter().any(|prefix| mapped.path.starts_with(prefix))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,6 +349,7 @@ mod tests {
                 pid,
                 start,
                 end: start + 0x1000,
+                opened_at: (start, start + 0x1000),
                 offset: 0,
                 file,
                 path,
@@ -422,7 +450,8 @@ mod tests {
             [(0x1000, &b"//anon"[..], 0), (0x3000, b"[vdso]", 0), (0x5000, b"/dev/zero (deleted)", 9)]
         {
             let file = FileNumbers { inode, ..file };
-            let mapped = Mapped { pid: A, start, end: start + 0x1000, offset: 7, file, path: path.to_vec() };
+            let (end, path) = (start + 0x1000, path.to_vec());
+            let mapped = Mapped { pid: A, start, end, opened_at: (start, end), offset: 7, file, path };
             world.apply(What::Map(Box::new(mapped)));
         }
         assert_eq!(world.code(A, 0x1000), Some(Code::Anonymous));

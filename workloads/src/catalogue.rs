@@ -13,6 +13,8 @@ pub enum Program {
     Forks,
     /// Has functions that exist only inlined, and debug information.
     Inlined,
+    /// Makes machine code where a library was.
+    InPlace,
     /// Makes machine code at run time.
     Jit,
     /// Its first thread ends.
@@ -50,6 +52,7 @@ pub fn program(program: Program) -> Result<PathBuf, BuildError> {
     let (name, source, flags): (_, _, &[&str]) = match program {
         Program::Brief => ("brief", include_str!("../programs/brief.c"), &[]),
         Program::Forks => ("forks", include_str!("../programs/forks.c"), &[]),
+        Program::InPlace => ("in-place", include_str!("../programs/in_place.c"), &[]),
         Program::Inlined => ("inlined", include_str!("../programs/inlined.c"), &["-g"]),
         Program::Jit => ("jit", include_str!("../programs/jit.c"), &[]),
         Program::Leaderless => ("leaderless", include_str!("../programs/leaderless.c"), &[]),
@@ -176,6 +179,7 @@ mod tests {
         for which in [
             Program::Brief,
             Program::Forks,
+            Program::InPlace,
             Program::Inlined,
             Program::Jit,
             Program::Leaderless,

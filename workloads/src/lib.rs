@@ -7,6 +7,7 @@ mod broken;
 mod catalogue;
 mod churn;
 mod frameless;
+mod remapped;
 mod toolchain;
 mod tree;
 
@@ -19,5 +20,6 @@ pub use churn::{
     frameless_brief, templates, thread_starts, tiny, tiny_chain,
 };
 pub use frameless::{Frameless, SECRET, exceptions, frameless, rust_release};
+pub use remapped::{Remapped, remapped};
 pub use toolchain::{BuildError, Language, compile};
 pub use tree::{CallTree, Leaf, Start, WITHOUT_FRAME_POINTERS, standard_leaves};

@@ -11,6 +11,7 @@ mod jit;
 mod kernel;
 mod places;
 mod processes;
+mod remapped;
 mod truth;
 mod unwinding;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let cases: Vec<Case> = [
         truth::CASES,
         unwinding::CASES,
+        remapped::CASES,
         kernel::CASES,
         processes::CASES,
         files::CASES,

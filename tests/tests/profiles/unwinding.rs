@@ -65,7 +65,7 @@ pub(crate) const CASES: &[Case] = &[
 
 const MUSL: &str = "-specs=/usr/lib/x86_64-linux-musl/musl-gcc.specs";
 /// Asserts that every sample with user frames ends at the program's very start.
-fn assert_rooted(profile: &Profile, roots: &[&str]) {
+pub(crate) fn assert_rooted(profile: &Profile, roots: &[&str]) {
     let user = profile.count(|stack| !user_names(stack).is_empty());
     let rooted = profile.count(|stack| user_names(stack).last().is_some_and(|name| roots.contains(name)));
     assert_eq!(rooted, user, "every stack ends at {roots:?}:\n{}", profile.dump());
