@@ -108,6 +108,15 @@ fn entry(bytes: &[u8], at: usize) -> Option<Range<usize>> {
     (end <= bytes.len()).then_some(begin..end)
 }
 
+/// Refuses a head whose functions are where a pointer in the memory of a running program says; gimli takes the place of
+/// that pointer for the function's.
+fn with_direct_addresses(head: Head<'_>) -> gimli::Result<Head<'_>> {
+    match head.fde_address_encoding() {
+        Some(encoding) if encoding.is_indirect() => Err(Error::UnsupportedPointerEncoding(encoding)),
+        _ => Ok(head),
+    }
+}
+
 impl<'a, S> Parsed<'a, S>
 where
     S: UnwindSection<Bytes<'a>>,
@@ -124,7 +133,9 @@ where
                 return head.clone();
             }
             let head = match entry(bytes, at) {
-                Some(entry) if entry.len() <= MAX_HEAD => section.cie_from_offset(bases, offset),
+                Some(entry) if entry.len() <= MAX_HEAD => {
+                    section.cie_from_offset(bases, offset).and_then(with_direct_addresses)
+                }
                 _ => Err(Error::UnsupportedOffset),
             };
             if heads.len() == MAX_HEADS {

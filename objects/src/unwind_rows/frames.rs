@@ -32,7 +32,8 @@ pub(super) fn read(
     if let Some(text) = elf.section(".text") {
         bases = bases.set_text(text.address);
     }
-    if let Some(got) = elf.section(".got") {
+    // What GCC's runtime takes from `DT_PLTGOT` (libgcc, `unwind-dw2-fde-dip.c`).
+    if let Some(got) = elf.section(".got.plt").or_else(|| elf.section(".got")) {
         bases = bases.set_got(got.address);
     }
     let is_go = go.is_some();

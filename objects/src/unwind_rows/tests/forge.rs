@@ -82,6 +82,8 @@ pub(super) struct File {
     pub(super) address: u64,
     /// Whether there are section headers; without them, a header of the frames as the given bytes.
     pub(super) header: Option<Vec<u8>>,
+    /// Other sections, by name and address, of one byte each.
+    pub(super) others: Vec<(&'static str, u64)>,
 }
 
 impl File {
@@ -93,6 +95,7 @@ impl File {
             code: 0x10_0000,
             address: CODE,
             header: None,
+            others: Vec::new(),
         }
     }
 
@@ -107,18 +110,19 @@ impl File {
             let size = header.len() as u64;
             segments.push(segment(0x6474_e550, 4, header_offset, FRAMES - 0x100, size));
         }
-        let names = [b"\0", self.name.as_bytes(), b"\0"].concat();
+        let mut names = [b"\0", self.name.as_bytes(), b"\0"].concat();
         let names_offset = FRAMES_OFFSET + frames;
+        let mut sections =
+            [section(0, 0, 0, 0, 0), section(1, self.kind, FRAMES, FRAMES_OFFSET, frames)].concat();
+        for (name, address) in &self.others {
+            sections.extend(section(u32::try_from(names.len()).unwrap(), 1, *address, FRAMES_OFFSET, 1));
+            names.extend([name.as_bytes(), b"\0"].concat());
+        }
+        sections.extend(section(0, 3, 0, names_offset, names.len() as u64));
         let sections_offset = names_offset + names.len() as u64;
-        let sections = match self.header {
-            Some(_) => Vec::new(),
-            None => [
-                section(0, 0, 0, 0, 0),
-                section(1, self.kind, FRAMES, FRAMES_OFFSET, frames),
-                section(0, 3, 0, names_offset, names.len() as u64),
-            ]
-            .concat(),
-        };
+        if self.header.is_some() {
+            sections.clear();
+        }
         let mut file = b"\x7fELF\x02\x01\x01".to_vec();
         file.resize(16, 0);
         for half in [3u16, 62, 1, 0] {

@@ -110,28 +110,6 @@ fn rules_go_on_over_pages_of_text() {
     assert_eq!(offsets(&table, [0x1_0007, 0x1_0008, 0x3_ffff, 0x4_0003, 0x4_0004]), [24, 24, 24, 24, 0]);
 }
 
-/// Absolute, relative to itself, short and long (Linux Standard Base 5.0, section 10.5.1).
-#[test]
-fn all_ways_to_write_an_address() {
-    for encoding in [0x00u8, 0x03, 0x04, 0x0b, 0x0c, 0x1b, 0x1c, 0x01] {
-        let head = Entries::default().head(b"zR\0", &[1, encoding], &HEAD);
-        let address = CODE + 0x100;
-        // Behind the length and the pointer to the head.
-        let here = FRAMES + head.bytes.len() as u64 + 8;
-        let value = if encoding & 0x70 == 0x10 { address.wrapping_sub(here) } else { address };
-        let write = |value: u64| match encoding & 0x0f {
-            // ULEB128.
-            1 => (0..10).map(|i| ((value >> (7 * i)) & 0x7f) as u8 | if i < 9 { 0x80 } else { 0 }).collect(),
-            3 | 0xb => value.to_le_bytes()[..4].to_vec(),
-            _ => value.to_le_bytes().to_vec(),
-        };
-        // The pointer, the length in the same form, no augmentation data, an instruction.
-        let content = [write(value), write(0x10), vec![0], offset(72).to_vec()].concat();
-        let table = read(&File::of(head.raw_function(&content)).bytes());
-        assert_eq!(offsets(&table, [0xff, 0x100, 0x10f, 0x110]), [0, 72, 72, 0], "{encoding:#x}");
-    }
-}
-
 #[test]
 fn a_section_is_found_by_name_or_by_its_header() {
     let entries = Entries::default().plain_head().function(0x100, 0x10, &offset(16)).terminator();

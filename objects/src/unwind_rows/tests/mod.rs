@@ -4,6 +4,7 @@ mod built;
 mod forge;
 mod forged;
 mod go;
+mod pointers;
 mod truth;
 
 use records::{Cfa, PAGE_BITS, Rule, SavedFp};
