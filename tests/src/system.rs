@@ -328,6 +328,14 @@ impl System {
             .unwrap_or_else(|error| panic!("the profile of {selector} is not valid: {error}")))
     }
 
+    /// The target with this command name, as `/api/targets` has it.
+    pub fn target(&self, comm: &str) -> serde_json::Value {
+        let targets: Vec<serde_json::Value> =
+            serde_json::from_slice(&self.get("/api/targets").body).expect("a list of targets");
+        let target = targets.into_iter().find(|target| target["labels"]["comm"] == comm);
+        target.unwrap_or_else(|| panic!("there is no target {comm}"))
+    }
+
     /// Gathers windows, one after another, until there are so many samples.
     pub fn collect(&self, selector: &str, samples: i64, seconds: u64) -> Profile {
         let start = Instant::now();

@@ -61,7 +61,7 @@ async fn samples_become_a_named_profile_that_pprof_reads() {
         cpu: 0,
         thread_comm: b"reader".to_vec(),
         end: End::Memory as u8,
-        guessed: 0,
+        guessed: 1,
         kernel,
         user: known_stack(5).to_vec(),
     }]);
@@ -80,6 +80,10 @@ async fn samples_become_a_named_profile_that_pprof_reads() {
     assert!(kernel[3].ends_with("known_leaf"));
     let comment = profile.string_table[usize::try_from(profile.comment[0]).unwrap()].clone();
     assert!(comment.starts_with("9 of 10 user stacks are complete"), "{comment}");
+    let comment = profile.string_table[usize::try_from(profile.comment[1]).unwrap()].clone();
+    assert!(comment.starts_with("frames of 1 of 10 user stacks were left by frame pointers"), "{comment}");
+    let targets: serde_json::Value = serde_json::from_slice(&bench.get("/api/targets").await.body).unwrap();
+    assert_eq!((&targets[0]["complete"], &targets[0]["by_frame_pointers"]), (&0.9.into(), &0.1.into()));
     assert_eq!(profile.period, 10_000_000);
 
     // The independent judge.
@@ -178,6 +182,7 @@ async fn targets_are_listed_waited_for_and_merged() {
         assert_eq!(targets[1]["labels"]["comm"], "b<b>\"");
         assert_eq!(targets[1]["profile_type"], "cpu");
         assert_eq!(targets[1]["complete"], 1.0);
+        assert_eq!(targets[1]["by_frame_pointers"], 0.0);
         assert!(targets[1]["samples"].as_u64().unwrap() > 0);
         assert_eq!(targets[1]["ends"]["root"], targets[1]["samples"]);
         assert_eq!(targets[1]["error"], serde_json::Value::Null);

@@ -145,6 +145,9 @@ async fn the_flame_graph_is_searched_zoomed_and_downloaded() {
     assert_eq!(when, "2025-11-25 04:35:10 UTC, 10.0 s · 750 samples · 7.50 s of CPU time");
     let note = browser.text("return document.querySelector('#notes').textContent").await;
     assert!(note.starts_with("738 of 750 user stacks are complete"), "{note}");
+    assert!(note.ends_with("frames of 750 of 750 user stacks were left by frame pointers"), "{note}");
+    let good = browser.eval("return document.querySelectorAll('#notes .good').length").await;
+    assert_eq!(good, json!(0), "neither is good news");
     let legend =
         browser.eval("return [...document.querySelectorAll('#legend li')].map(e => e.textContent)").await;
     assert_eq!(legend, json!(["User code", "Kernel", "Run-time code (JIT)", "No name"]));

@@ -259,10 +259,7 @@ fn a_thread_ends_at_its_start(system: &System) {
     }
     let (complete, all) = profile.said_complete();
     assert_eq!((complete, all), (all, profile.total()), "{:?}", profile.comments);
-    let targets: serde_json::Value = serde_json::from_slice(&system.get("/api/targets").body).unwrap();
-    let target =
-        targets.as_array().unwrap().iter().find(|target| target["labels"]["comm"] == "thread-starts");
-    let target = target.expect("the target of the threads");
+    let target = system.target("thread-starts");
     assert_eq!(target["complete"].as_f64(), Some(1.0), "{target}");
     let ends: BTreeSet<_> = target["ends"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(ends, BTreeSet::from(["root"]), "{target}");

@@ -15,7 +15,10 @@ use crate::{
 };
 
 pub(crate) const CASES: &[Case] = &[
-    ("without_frame_pointers_o2", |system| check_tree(system, "frameless-o2", &[])),
+    ("without_frame_pointers_o2", |system| {
+        check_tree(system, "frameless-o2", &[]);
+        assert_eq!(system.target("frameless-o2")["by_frame_pointers"], 0.0);
+    }),
     ("without_frame_pointers_o3", |system| check_tree(system, "frameless-o3", &["-O3"])),
     ("without_frame_pointers_cet", |system| {
         check_tree(system, "frameless-cet", &["-fcf-protection=full"]);
@@ -25,6 +28,7 @@ pub(crate) const CASES: &[Case] = &[
     }),
     ("without_frame_pointers_musl", |system| {
         check_tree(system, "frameless-musl", &["-static", MUSL]);
+        assert_eq!(system.target("frameless-musl")["by_frame_pointers"], 1.0, "musl's start has no rows");
     }),
     ("signal_handlers_lead_to_what_they_interrupted", |system| {
         signal_handlers_lead_to_what_they_interrupted(system, "signals", &[], &["_start"]);

@@ -169,6 +169,8 @@ struct Target {
     error: Option<String>,
     /// Share of its user stacks that reach their root; null without user stacks.
     complete: Option<f64>,
+    /// Share of its user stacks with frames in files that were left by frame pointers, for want of unwind rows.
+    by_frame_pointers: Option<f64>,
     /// How the unwinds ended, by reason.
     ends: BTreeMap<&'static str, u64>,
     /// The selector that means this target alone.
@@ -190,6 +192,7 @@ pub async fn targets(State(context): State<Context>) -> Response {
             samples: profile.samples,
             error: profile.problem.as_deref().map(str::to_owned),
             complete: complete(&profile),
+            by_frame_pointers: share(profile.ends.guessed, profile.ends.complete().0),
             ends,
         }
     });
@@ -199,7 +202,11 @@ pub async fn targets(State(context): State<Context>) -> Response {
 /// Share of a profile's user stacks that reach their root.
 pub fn complete(profile: &Finished) -> Option<f64> {
     let (total, complete) = profile.ends.complete();
-    (total > 0).then(|| complete as f64 / total as f64)
+    share(complete, total)
+}
+
+fn share(part: u64, total: u64) -> Option<f64> {
+    (total > 0).then(|| part as f64 / total as f64)
 }
 
 /// `/healthz`: the process lives.

@@ -78,7 +78,8 @@ pub fn build(window: &Window, labels: &Labels, samples: &TargetSamples, names: &
     profile.period = 1_000_000_000 / i64::from(window.frequency.max(1));
     profile.time_nanos = window.time_nanos;
     profile.duration_nanos = i64::try_from(window.duration.as_nanos()).unwrap_or(i64::MAX);
-    let comments = std::iter::once(completeness(&samples.ends)).chain(names.remarks.iter().cloned());
+    let about_stacks = std::iter::once(completeness(&samples.ends)).chain(guesses(&samples.ends));
+    let comments = about_stacks.chain(names.remarks.iter().cloned());
     profile.comment = comments.map(|comment| strings.index(&comment)).collect();
     profile.string_table = strings.table;
     profile
@@ -106,6 +107,17 @@ fn completeness(ends: &Ends) -> String {
         let _ = write!(text, "; {}: for a reason that this release does not know", ends.unknown);
     }
     text
+}
+
+/// How many of the stacks were in part followed by frame pointers, as a sentence.
+fn guesses(ends: &Ends) -> Option<String> {
+    let (total, guessed) = (ends.complete().0, ends.guessed);
+    (guessed > 0).then(|| {
+        format!(
+            "frames of {guessed} of {total} user stacks were left by frame pointers, for want of unwind information: a caller \
+             may be missing there"
+        )
+    })
 }
 
 /// Strings by their index; the first is empty.
@@ -417,7 +429,7 @@ mod tests {
         let labels = TargetMaker::new("n", []).labels("program", None);
         for (stack, count) in stacks {
             for _ in 0..*count {
-                window.add(&labels, stack, Some(Thread { id: 5, name: "t".into() }), End::Root as u8);
+                window.add(&labels, stack, Some(Thread { id: 5, name: "t".into() }), End::Root as u8, false);
             }
         }
         window.close();
@@ -532,8 +544,12 @@ mod tests {
     fn incomplete_stacks_are_explained() {
         let mut ends = Ends::default();
         for number in [1, 1, 1, 4, 4, 5, 99] {
-            ends.count(number);
+            ends.count(number, number == 4);
         }
+        assert_eq!(guesses(&Ends::default()), None);
+        assert!(
+            guesses(&ends).unwrap().starts_with("frames of 2 of 6 user stacks were left by frame pointers")
+        );
         assert_eq!(
             completeness(&ends),
             format!(

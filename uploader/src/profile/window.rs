@@ -55,6 +55,8 @@ pub struct Ends {
     counts: [u64; END_SLOTS],
     /// Ends with a number that this release does not know.
     pub unknown: u64,
+    /// Stacks with frames in files that no unwind row covers: those were left by frame pointers, however the stack ended.
+    pub guessed: u64,
 }
 
 const END_SLOTS: usize = 32;
@@ -67,8 +69,9 @@ const _: () = {
 };
 
 impl Ends {
-    /// Counts an end by its number.
-    pub fn count(&mut self, number: u8) {
+    /// Counts an end by its number, and whether frames before it were left by frame pointers.
+    pub fn count(&mut self, number: u8, guessed: bool) {
+        self.guessed += u64::from(guessed);
         match End::from_id(number) {
             Some(end) => self.counts[end as usize] += 1,
             None => self.unknown += 1,
@@ -156,8 +159,15 @@ impl Window {
         self.by_frames = HashMap::new();
     }
 
-    /// Counts a sample. `true` if its stack is new to this window.
-    pub fn add(&mut self, labels: &Arc<Labels>, frames: &[Frame], thread: Option<Thread>, end: u8) -> bool {
+    /// Counts a sample; `end` and `guessed` as for [`Ends::count`]. `true` if its stack is new to this window.
+    pub fn add(
+        &mut self,
+        labels: &Arc<Labels>,
+        frames: &[Frame],
+        thread: Option<Thread>,
+        end: u8,
+        guessed: bool,
+    ) -> bool {
         let (stack, new) = self.stack(frames);
         let overflowing = !self.targets.contains_key(labels) && self.targets.len() >= MAX_TARGETS;
         let target = if overflowing {
@@ -168,7 +178,7 @@ impl Window {
         } else {
             self.targets.entry(Arc::clone(labels)).or_default()
         };
-        target.ends.count(end);
+        target.ends.count(end, guessed);
         let mut entry = (stack, thread);
         if self.entries >= MAX_ENTRIES && !target.counts.contains_key(&entry) {
             self.merged += 1;
@@ -238,17 +248,17 @@ mod tests {
         let mut window = Window::begin(1, 100);
         let thread = |id| Some(Thread { id, name: "t".into() });
         let stack = [frame(1), frame(2)];
-        assert!(window.add(&labels("a"), &stack, thread(1), End::Root as u8));
-        assert!(!window.add(&labels("a"), &stack, thread(1), End::Root as u8));
-        window.add(&labels("a"), &stack, thread(2), End::Memory as u8);
-        window.add(&labels("b"), &stack, thread(3), End::NoUserSpace as u8);
-        window.add(&labels("b"), &[], None, 250);
+        assert!(window.add(&labels("a"), &stack, thread(1), End::Root as u8, false));
+        assert!(!window.add(&labels("a"), &stack, thread(1), End::Root as u8, true));
+        window.add(&labels("a"), &stack, thread(2), End::Memory as u8, true);
+        window.add(&labels("b"), &stack, thread(3), End::NoUserSpace as u8, false);
+        window.add(&labels("b"), &[], None, 250, false);
         assert_eq!((window.stacks.len(), window.targets.len(), window.total()), (2, 2, 5));
         let a = &window.targets[&labels("a")];
         let mut counts: Vec<_> = a.counts.values().copied().collect();
         counts.sort_unstable();
         assert_eq!(counts, [1, 2]);
-        assert_eq!(a.ends.complete(), (3, 2));
+        assert_eq!((a.ends.complete(), a.ends.guessed), ((3, 2), 2));
         assert_eq!(a.ends.iter().collect::<Vec<_>>(), [(End::Root, 2), (End::Memory, 1)]);
         assert_eq!(window.targets[&labels("b")].ends.complete(), (1, 0), "a kernel thread has no user stack");
     }
@@ -270,7 +280,7 @@ mod tests {
         let labels = labels("a");
         let more = 1000;
         for offset in 0..MAX_STACKS + more {
-            window.add(&labels, &[frame(offset as u64)], None, 1);
+            window.add(&labels, &[frame(offset as u64)], None, 1, false);
         }
         assert_eq!(window.stacks.len(), MAX_STACKS + 1);
         assert_eq!(window.merged, more as u64);
@@ -285,7 +295,7 @@ mod tests {
         let mut stack = vec![frame(0); 512];
         for offset in 0..5000 {
             stack[0] = frame(offset);
-            window.add(&labels, &stack, None, 1);
+            window.add(&labels, &stack, None, 1, false);
         }
         assert!(window.stacks.iter().map(|stack| stack.len()).sum::<usize>() <= MAX_FRAMES + 1);
         assert_eq!(window.total(), 5000);
@@ -295,7 +305,7 @@ mod tests {
     fn too_many_targets_become_one() {
         let mut window = Window::begin(1, 100);
         for comm in 0..MAX_TARGETS + 10 {
-            window.add(&labels(&comm.to_string()), &[frame(1)], None, 1);
+            window.add(&labels(&comm.to_string()), &[frame(1)], None, 1, false);
         }
         assert_eq!(window.targets.len(), MAX_TARGETS + 1);
         assert_eq!(window.targets[&labels("[too many targets]")].total(), 10);
@@ -307,7 +317,7 @@ mod tests {
         let labels = labels("a");
         let name: Arc<str> = "t".into();
         for id in 0..u32::try_from(MAX_ENTRIES).unwrap() + 10 {
-            window.add(&labels, &[frame(1)], Some(Thread { id, name: Arc::clone(&name) }), 1);
+            window.add(&labels, &[frame(1)], Some(Thread { id, name: Arc::clone(&name) }), 1, false);
         }
         let counts = &window.targets[&labels].counts;
         assert_eq!(counts.len(), MAX_ENTRIES + 1);

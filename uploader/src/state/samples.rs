@@ -36,7 +36,8 @@ impl ThreadNames {
 impl State {
     pub(super) fn sample(&mut self, sample: &Sample, now: Instant) {
         self.counts.samples += 1;
-        self.counts.samples_guessed += u64::from(sample.guessed > 0);
+        let guessed = sample.guessed > 0;
+        self.counts.samples_guessed += u64::from(guessed);
         let labels = self.processes.labels(sample.process, &self.maker).unwrap_or_else(|| {
             self.counts.samples_unknown_process += 1;
             self.maker.labels(&printable(&sample.thread_comm), None)
@@ -44,7 +45,7 @@ impl State {
         let frames = self.frames(sample);
         let name = self.thread_labels.then(|| self.thread_names.get(&sample.thread_comm));
         let thread = name.map(|name| Thread { id: sample.tid, name });
-        if self.window.add(&labels, &frames, thread, sample.end) {
+        if self.window.add(&labels, &frames, thread, sample.end, guessed) {
             self.prepare(&frames, now);
         }
     }
