@@ -110,12 +110,13 @@ impl Machine for Process<'_> {
     #[inline(always)]
     fn table(&mut self, number: u32) -> Option<TableEntry> {
         let entry: *const TableEntry = TABLES.get(number)?;
-        // SAFETY: the pointer is the map's. The count first: the collector writes it last, and clears it first.
+        // SAFETY: the pointer is the map's. The count first, with the state in one word: the collector writes it last, and
+        // clears it first.
         unsafe {
-            let page_count = (&raw const (*entry).page_count).read_volatile();
+            let last = (&raw const (*entry).page_count).cast::<u64>().read_volatile();
             let pages = (&raw const (*entry).pages).read_volatile();
             let first_page = (&raw const (*entry).first_page).read_volatile();
-            Some(TableEntry { pages, first_page, page_count, reserved: 0 })
+            Some(TableEntry { pages, first_page, page_count: last as u32, state: (last >> 32) as u32 })
         }
     }
 

@@ -41,6 +41,14 @@ impl CodeMapping {
         CodeMapping { start, end, offset: self.offset.wrapping_add(start - self.start), ..self }
     }
 
+    /// The file, if it shows one.
+    pub(crate) fn file(&self) -> Option<ExecutableId> {
+        match self.code {
+            Code::File(id) => Some(id),
+            Code::Anonymous => None,
+        }
+    }
+
     /// Whether an address in both is of the same place in the same file.
     fn shows_the_same(&self, other: &CodeMapping) -> bool {
         let place = |mapping: &CodeMapping| mapping.offset.wrapping_sub(mapping.start);

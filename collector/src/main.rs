@@ -32,6 +32,7 @@ mod spaces;
 mod stacks;
 mod unwind_tables;
 mod vdso;
+mod waiting;
 
 use std::process::ExitCode;
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use ipc::{CgroupId, ExecutableId, ProcessId};
 
-use crate::address_space::{AddressSpace, Code};
+use crate::address_space::{AddressSpace, Code, CodeMapping};
 
 /// Processes that are known at a time. A kernel allows up to four million; a host runs thousands.
 pub(crate) const MAX_PROCESSES: usize = 64 * 1024;
@@ -99,12 +99,7 @@ impl Processes {
     /// Executables that some process has mapped.
     pub(crate) fn mapped_executables(&self) -> HashSet<ExecutableId> {
         let mappings = self.by_pid.values().flat_map(|process| process.space.mappings());
-        mappings
-            .filter_map(|mapping| match mapping.code {
-                Code::File(id) => Some(id),
-                Code::Anonymous => None,
-            })
-            .collect()
+        mappings.filter_map(CodeMapping::file).collect()
     }
 
     /// Where an executable is mapped: pid, first and last address.

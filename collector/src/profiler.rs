@@ -10,10 +10,9 @@ use ipc::{
     Anonymous, Counters, Executable, ExecutableId, ExecutableKind, FromCollector, FromUploader, KernelFrame,
     KernelSymbols, NotReopened, Process as ProcessMessage, ProcessId, Sample, UserFrame, Welcome,
 };
-use records::{End, FileOffset, Loss, ProcessAddress};
+use records::{End, Loss};
 
 use crate::{
-    address_space::Code,
     counters::Losses,
     executables,
     kernel_events::{KernelEvent, KernelEvents},
@@ -28,12 +27,14 @@ use crate::{
     spaces::Spaces,
     stacks,
     unwind_tables::{TableError, UnwindTables},
+    waiting::{self, OnItsWay, Waiting},
 };
 
 /// What is younger than this (nanoseconds) waits for the next round: another CPU may be about to write something older.
 const SETTLING: u64 = 1_000_000;
 /// How long a process is known after its end (nanoseconds): its last samples come from the kernel's own clean-up.
-const LINGERING: u64 = 500_000_000;
+/// So do those that wait for unwind rows.
+const LINGERING: u64 = 500_000_000 + waiting::WAIT_FOR;
 /// Most samples taken in one round.
 const MOST_SAMPLES: usize = 16 * 1024;
 const SECOND: u64 = 1_000_000_000;
@@ -58,6 +59,7 @@ pub(crate) struct Profiler {
     /// What waits for its turn, sorted by time.
     events: Vec<KernelEvent>,
     samples: Vec<RawSample>,
+    waiting: Waiting,
     clock_ticks: u64,
     applied_events: u64,
     /// Stacks that ended otherwise than the programs counted, by the one end and by the other.
@@ -102,6 +104,7 @@ impl Profiler {
             welcome: parts.welcome,
             events: Vec::new(),
             samples: Vec::new(),
+            waiting: Waiting::default(),
             clock_ticks: rustix::param::clock_ticks_per_second(),
             applied_events: 0,
             not_ended_so: vec![0; End::ALL.len() + 1],
@@ -142,6 +145,9 @@ impl Profiler {
         }
         self.events = events;
         self.samples = samples;
+        for sample in self.waiting.take(now, |executable| self.tables.awaits(executable)) {
+            self.unwind_rest(sample, now);
+        }
         self.show(now);
         self.link.flush(&mut self.registry.losses);
         self.registry.forget_ended(settled.saturating_sub(LINGERING), &mut self.link);
@@ -166,7 +172,12 @@ impl Profiler {
             }
         }
         for executable in registry.passed.drain(..) {
-            want_rows(tables, link, &mut registry.losses, executable, now);
+            // Before a sample needs them, as long as they take no room from what is sampled.
+            if let Some(session) = link.session()
+                && tables.has_room_to_spare()
+            {
+                want_rows(tables, link, &mut registry.losses, executable, session, now);
+            }
         }
         tables.settle(now);
         spaces.settle(now);
@@ -267,19 +278,66 @@ impl Profiler {
         }
     }
 
-    /// Passes on one sample.
+    /// Takes in one sample, in the order of time.
     fn sample(&mut self, mut raw: RawSample, now: u64) {
         let start_time = raw.start_boottime / (SECOND / self.clock_ticks);
         let Some(id) = self.process_of(&raw, start_time, now) else { return };
+        let Some(process) = self.registry.processes.get_mut(raw.pid) else { return };
+        let (counted, space) = (raw.end, process.space.clone());
+        stacks::cut_stale(&mut raw, id, &space);
+        let until = now.saturating_add(waiting::WAIT_FOR);
+        self.unwind_rest(OnItsWay { raw, counted, process: id, space, until }, now);
+    }
+
+    /// Unwinds what the programs left, places the frames, and passes the sample on, or lets it wait for rows.
+    fn unwind_rest(&mut self, mut sample: OnItsWay, now: u64) {
+        let awaited = stacks::finish(&mut sample.raw, &sample.space, &mut self.tables);
+        let placed = stacks::place(&sample.raw.user, &sample.space);
+        let Some(session) = self.link.session() else {
+            self.pass_on(sample, placed.frames);
+            return;
+        };
+        for (id, mapping) in &placed.files {
+            self.tell_used(*id, sample.raw.pid, mapping.start, mapping.end);
+            let Profiler { tables, link, registry, .. } = self;
+            want_rows(tables, link, &mut registry.losses, *id, session, now);
+        }
+        if placed.anonymous {
+            self.tell_anonymous(sample.raw.pid);
+        }
+        if let Some(executable) = awaited {
+            if now < sample.until {
+                match self.waiting.add(executable, sample) {
+                    None => return,
+                    Some(no_room) => sample = no_room,
+                }
+            } else {
+                self.tables.give_up(executable);
+            }
+        }
+        self.pass_on(sample, placed.frames);
+    }
+
+    /// Sends a sample to the uploader.
+    fn pass_on(&mut self, sample: OnItsWay, user: Vec<UserFrame>) {
+        let OnItsWay { mut raw, counted, process, .. } = sample;
         let kernel = self.kernel_frames(&raw.kernel);
-        let user = self.user_frames(&mut raw, id, now);
+        if user.len() < raw.user.len() {
+            raw.end = End::NotCode as u8;
+        }
+        if raw.end != counted {
+            let count =
+                |counts: &mut Vec<u64>, end: u8| counts.get_mut(usize::from(end)).map(|count| *count += 1);
+            count(&mut self.not_ended_so, counted);
+            count(&mut self.ended_so, raw.end);
+        }
         if self.link.session().is_none() {
             self.registry.losses.add(Loss::NoUploader, 1);
             return;
         }
         let sample = Sample {
             timestamp: raw.timestamp,
-            process: id,
+            process,
             tid: raw.tid,
             cpu: raw.cpu,
             thread_comm: raw.comm,
@@ -349,75 +407,6 @@ impl Profiler {
             let unknown = frames.iter().filter(|frame| **frame == KernelFrame::Unknown).count();
             self.registry.losses.add(Loss::UnknownKernelCode, unknown as u64);
             self.unknown_kernel_code |= unknown > 0;
-        }
-        frames
-    }
-
-    /// Places the frames, after those that the programs could not find are found. What lies in no executable mapping is no
-    /// code address and stays here (W7); the stack is cut there.
-    fn user_frames(&mut self, raw: &mut RawSample, id: ProcessId, now: u64) -> Vec<UserFrame> {
-        let counted = raw.end;
-        let mut frames = Vec::with_capacity(raw.user.len());
-        let mut used: Vec<(ExecutableId, u64, u64)> = Vec::new();
-        let mut anonymous = false;
-        let Some(process) = self.registry.processes.get_mut(raw.pid) else { return frames };
-        if raw.process != 0 && raw.process != id.0 && raw.user.len() > 1 {
-            // Unwound by what was mapped before an exec: anything but the first frame may be wrong.
-            raw.user.truncate(1);
-            raw.end = End::Stale as u8;
-        } else if raw.process != 0
-            && let Some(last) = raw.user.iter().enumerate().position(|(i, address)| {
-                // What the programs only located, to stop there, is not stepped from by rows of theirs.
-                let is_stepped = i + 1 < raw.user.len() || raw.rest.is_none();
-                let back = u64::from(i > 0);
-                is_stepped && process.space.was_mistaken(address.wrapping_sub(back), raw.timestamp)
-            })
-        {
-            // Right to here; its caller was found by the rows of what was mapped there before.
-            raw.user.truncate(last + 1);
-            raw.rest = None;
-            raw.end = End::Stale as u8;
-        } else if let Some(rest) = raw.rest.take() {
-            let (end, guessed) = stacks::finish(&rest, &process.space, &mut self.tables, &mut raw.user);
-            raw.end = end as u8;
-            raw.guessed = guessed;
-        }
-        for (i, address) in raw.user.iter().enumerate() {
-            // A return address may be the first byte after its mapping; the call before it is not.
-            let back = u64::from(i > 0);
-            let Some(mapping) = process.space.find(address.wrapping_sub(back)) else { break };
-            frames.push(match mapping.code {
-                Code::Anonymous => {
-                    anonymous = true;
-                    UserFrame::Anonymous(ProcessAddress(*address))
-                }
-                Code::File(id) => {
-                    if !used.iter().any(|(other, ..)| *other == id) {
-                        used.push((id, mapping.start, mapping.end));
-                    }
-                    let (start, offset) = (ProcessAddress(mapping.start), FileOffset(mapping.offset));
-                    UserFrame::File(id, ProcessAddress(*address).file_offset(start, offset))
-                }
-            });
-        }
-        if frames.len() < raw.user.len() {
-            raw.end = End::NotCode as u8;
-        }
-        if raw.end != counted {
-            let count =
-                |counts: &mut Vec<u64>, end: u8| counts.get_mut(usize::from(end)).map(|count| *count += 1);
-            count(&mut self.not_ended_so, counted);
-            count(&mut self.ended_so, raw.end);
-        }
-        if self.link.session().is_some() {
-            for (id, start, end) in used {
-                self.tell_used(id, raw.pid, start, end);
-                let Profiler { tables, link, registry, .. } = self;
-                want_rows(tables, link, &mut registry.losses, id, now);
-            }
-            if anonymous {
-                self.tell_anonymous(raw.pid);
-            }
         }
         frames
     }
@@ -521,11 +510,10 @@ fn want_rows(
     link: &mut Link,
     losses: &mut Losses,
     executable: ExecutableId,
+    session: u32,
     now: u64,
 ) {
-    if let Some(session) = link.session()
-        && tables.used(executable, session, now)
-    {
+    if tables.used(executable, session, now) {
         link.tell(&FromCollector::WantRows(executable), None, losses);
     }
 }

@@ -85,6 +85,11 @@ impl Ranges {
         self.length - self.taken + self.leaving()
     }
 
+    /// How much there is in all.
+    pub(crate) fn len(&self) -> u32 {
+        self.length
+    }
+
     /// How much is not free.
     pub(crate) fn taken(&self) -> u32 {
         self.taken

@@ -33,7 +33,8 @@ pub(crate) struct Rest {
     pub(crate) cursor: Cursor,
     /// The general registers of the innermost frame, in DWARF's order.
     pub(crate) registers: [u64; REGISTERS as usize],
-    /// The stack, from the cursor's stack pointer on.
+    /// The stack, and the address that it begins at.
+    pub(crate) base: u64,
     pub(crate) stack: Vec<u8>,
 }
 
@@ -52,11 +53,12 @@ impl Rest {
         let interrupted = half(offset_of!(Resume, interrupted))?;
         let guessed = half(offset_of!(Resume, guessed))?;
         let cursor = Cursor { registers, context, interrupted, guessed };
+        let base = registers.sp;
         let mut registers = [0; REGISTERS as usize];
         for (at, register) in (offset_of!(Resume, registers)..).step_by(8).zip(&mut registers) {
             *register = word(at)?;
         }
-        Some(Box::new(Rest { cursor, registers, stack: stack.to_vec() }))
+        Some(Box::new(Rest { cursor, registers, base, stack: stack.to_vec() }))
     }
 }
 

@@ -1,36 +1,109 @@
-//! Stacks that the BPF programs could not unwind to their end, because they did not know yet what a process has mapped: a
-//! program that was started a millisecond ago. By the time that its sample is read, this half knows.
+//! User stacks as the BPF programs left them: cut where they relied on what was no longer so, unwound to their end where the programs
+//! knew too little (a program that was started a millisecond ago, rows that had not come), and placed in what was mapped.
 
-use records::{End, MAX_USER_FRAMES, NO_TABLE, Page, REGISTERS, Row, Rule, TableEntry};
+use ipc::{ExecutableId, ProcessId, UserFrame};
+use records::{
+    End, FileOffset, MAX_USER_FRAMES, NO_TABLE, Page, ProcessAddress, REGISTERS, Row, Rule, TableEntry,
+};
 use unwinder::Machine;
 
 use crate::{
-    address_space::{AddressSpace, Code},
-    samples::Rest,
+    address_space::{AddressSpace, Code, CodeMapping},
+    samples::{RawSample, Rest},
     unwind_tables::UnwindTables,
 };
 
-/// Goes on where the programs stopped: appends the frames, and says how the unwind ended and how many frames were left
-/// by frame pointers.
+/// Cuts off what was found by mappings that were no longer there. `id`: whose the sample is.
+pub(crate) fn cut_stale(raw: &mut RawSample, id: ProcessId, space: &AddressSpace) {
+    if raw.process == 0 {
+        // The programs knew nothing of the process.
+        return;
+    }
+    let kept = if raw.process != id.0 && raw.user.len() > 1 {
+        // Unwound by what was mapped before an exec: anything but the first frame may be wrong.
+        Some(1)
+    } else {
+        // Such a frame is right, and its caller was found by the rows of what was mapped there before. What the programs only
+        // located, to stop there, is not stepped from by rows of theirs.
+        let mistaken = raw.user.iter().enumerate().position(|(i, address)| {
+            let is_stepped = i + 1 < raw.user.len() || raw.rest.is_none();
+            is_stepped && space.was_mistaken(in_code(i, *address), raw.timestamp)
+        });
+        mistaken.map(|last| last + 1)
+    };
+    if let Some(kept) = kept {
+        raw.user.truncate(kept);
+        raw.rest = None;
+        raw.end = End::Stale as u8;
+    }
+}
+
+/// Goes on where the programs stopped: appends the frames, and sets how the unwind ended and how many frames were left by frame
+/// pointers. Returns the executable whose rows are still to come, if that is what it ended for: it can be called again then.
 pub(crate) fn finish(
-    rest: &Rest,
+    raw: &mut RawSample,
     space: &AddressSpace,
     tables: &mut UnwindTables,
-    user: &mut Vec<u64>,
-) -> (End, u16) {
-    let mut cursor = rest.cursor;
-    let base = cursor.registers.sp;
-    let mut machine = Copied { base, stack: &rest.stack, registers: &rest.registers, space, tables };
-    let end = loop {
-        if let Err(end) = unwinder::step(&mut machine, &mut cursor) {
+) -> Option<ExecutableId> {
+    let Rest { cursor, registers, base, stack } = &mut **raw.rest.as_mut()?;
+    let mut machine = Copied { base: *base, stack, registers, space, tables };
+    let mut end = loop {
+        if let Err(end) = unwinder::step(&mut machine, cursor) {
             break end;
         }
-        if user.len() >= MAX_USER_FRAMES {
+        if raw.user.len() >= MAX_USER_FRAMES {
             break End::TooDeep;
         }
-        user.push(cursor.registers.ip);
+        raw.user.push(cursor.registers.ip);
     };
-    (end, u16::try_from(cursor.guessed).unwrap_or(u16::MAX))
+    let mut awaited = None;
+    if end == End::NotPlaced {
+        let back = u64::from(cursor.interrupted == 0);
+        awaited = space.find(cursor.registers.ip.wrapping_sub(back)).and_then(CodeMapping::file);
+        if awaited.is_some() {
+            end = End::RowsMissing;
+        }
+    }
+    raw.end = end as u8;
+    raw.guessed = u16::try_from(cursor.guessed).unwrap_or(u16::MAX);
+    awaited
+}
+
+/// Where the user frames of a sample lie.
+#[derive(Default)]
+pub(crate) struct Placed {
+    pub(crate) frames: Vec<UserFrame>,
+    /// The mapping of each executable that a frame lies in, once.
+    pub(crate) files: Vec<(ExecutableId, CodeMapping)>,
+    /// Whether a frame lies in code without a file.
+    pub(crate) anonymous: bool,
+}
+
+/// Places the frames. What lies in no executable mapping is no code address and stays here (W7); the stack is cut there.
+pub(crate) fn place(user: &[u64], space: &AddressSpace) -> Placed {
+    let mut placed = Placed { frames: Vec::with_capacity(user.len()), ..Placed::default() };
+    for (i, address) in user.iter().enumerate() {
+        let Some(mapping) = space.find(in_code(i, *address)) else { break };
+        placed.frames.push(match mapping.code {
+            Code::Anonymous => {
+                placed.anonymous = true;
+                UserFrame::Anonymous(ProcessAddress(*address))
+            }
+            Code::File(id) => {
+                if !placed.files.iter().any(|(other, _)| *other == id) {
+                    placed.files.push((id, *mapping));
+                }
+                let (start, offset) = (ProcessAddress(mapping.start), FileOffset(mapping.offset));
+                UserFrame::File(id, ProcessAddress(*address).file_offset(start, offset))
+            }
+        });
+    }
+    placed
+}
+
+/// A return address may be the first byte after its mapping; the call before it is not.
+fn in_code(frame: usize, address: u64) -> u64 {
+    address.wrapping_sub(u64::from(frame > 0))
 }
 
 /// A process as it was: a copy of a part of its stack.
@@ -84,7 +157,7 @@ impl Machine for Copied<'_> {
 
 #[cfg(test)]
 mod tests {
-    use ipc::{ExecutableId, PageRows, TableBegin};
+    use ipc::{PageRows, TableBegin};
     use records::Cfa;
     use unwinder::{Cursor, Registers};
 
@@ -99,6 +172,11 @@ mod tests {
             entries: SharedArray::unshared(8),
         });
         let executable = ExecutableId(1);
+        show(&mut tables, executable);
+        tables
+    }
+
+    fn show(tables: &mut UnwindTables, executable: ExecutableId) {
         tables.number(executable).unwrap();
         // Everywhere: the caller's frame begins two words higher; from 0x100 on: the root.
         tables.begin(TableBegin { executable, first_page: 0, pages: 1, rows: 2 }, 0).unwrap();
@@ -107,7 +185,6 @@ mod tests {
         tables.add_pages(&[PageRows { first: 0, count: 2 }]).unwrap();
         tables.add_rows(&[Row::new(0, 0).0, Row::new(0x100, 1).0]).unwrap();
         tables.end(0).unwrap();
-        tables
     }
 
     fn space() -> AddressSpace {
@@ -117,34 +194,95 @@ mod tests {
         space
     }
 
-    fn rest(words: &[u64]) -> Rest {
-        let stack = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    /// Interrupted in the program, with these words on the stack.
+    fn sample(words: &[u64]) -> RawSample {
         let cursor = Cursor::new(Registers { ip: 0x4010, sp: 0x7000, fp: 0 });
-        Rest { cursor, registers: [0; REGISTERS as usize], stack }
+        let stack = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let rest = Rest { cursor, registers: [0; REGISTERS as usize], base: 0x7000, stack };
+        RawSample {
+            timestamp: 100,
+            cgroup: 0,
+            start_boottime: 0,
+            pid: 5,
+            tid: 5,
+            cpu: 0,
+            end: End::NotPlaced as u8,
+            guessed: 0,
+            process: 3,
+            comm: Vec::new(),
+            kernel: Vec::new(),
+            user: vec![0x4010],
+            rest: Some(Box::new(rest)),
+        }
+    }
+
+    fn end(sample: &RawSample) -> End {
+        End::from_id(sample.end).unwrap()
     }
 
     #[test]
     fn the_rest_of_a_stack_is_unwound_from_its_copy() {
-        let mut user = vec![0x4010];
-        let end = finish(&rest(&[9, 0x4020, 9, 0x4110]), &space(), &mut tables(), &mut user);
-        assert_eq!((user, end), (vec![0x4010, 0x4020, 0x4110], (End::Root, 0)));
+        let mut sample = sample(&[9, 0x4020, 9, 0x4110]);
+        assert_eq!(finish(&mut sample, &space(), &mut tables()), None);
+        assert_eq!((end(&sample), &sample.user[..]), (End::Root, &[0x4010, 0x4020, 0x4110][..]));
+        let placed = place(&sample.user, &space());
+        assert_eq!((placed.frames.len(), placed.files.len(), placed.anonymous), (3, 1, false));
     }
 
     #[test]
     fn where_the_copy_ends_so_does_the_stack() {
-        let mut user = vec![0x4010];
-        let end = finish(&rest(&[9, 0x4020, 9]), &space(), &mut tables(), &mut user);
-        assert_eq!((user.len(), end), (2, (End::Memory, 0)));
-        let mut user = vec![0x4010];
-        let end = finish(&rest(&[9, 0x9999, 9]), &space(), &mut tables(), &mut user);
-        assert_eq!((user.len(), end), (2, (End::NotPlaced, 0)));
+        for (words, expected) in [([9, 0x4020, 9], End::Memory), ([9, 0x9999, 9], End::NotPlaced)] {
+            let mut sample = sample(&words);
+            assert_eq!(finish(&mut sample, &space(), &mut tables()), None);
+            assert_eq!((end(&sample), sample.user.len()), (expected, 2));
+        }
     }
 
     #[test]
     fn there_is_a_bound() {
         let words: Vec<u64> = (0..2000).map(|i| if i % 2 == 1 { 0x4020 } else { 9 }).collect();
-        let mut user = vec![0x4010];
-        let end = finish(&rest(&words), &space(), &mut tables(), &mut user);
-        assert_eq!((user.len(), end.0), (MAX_USER_FRAMES, End::TooDeep));
+        let mut sample = sample(&words);
+        finish(&mut sample, &space(), &mut tables());
+        assert_eq!((end(&sample), sample.user.len()), (End::TooDeep, MAX_USER_FRAMES));
+    }
+
+    #[test]
+    fn it_goes_on_when_the_rows_have_come() {
+        let executable = ExecutableId(2);
+        let mut space = space();
+        space
+            .map(CodeMapping { start: 0x9000, end: 0xa000, offset: 0, code: Code::File(executable) })
+            .unwrap();
+        let mut tables = tables();
+        let mut sample = sample(&[9, 0x9020, 9, 0x4110]);
+        for _ in 0..2 {
+            assert_eq!(finish(&mut sample, &space, &mut tables), Some(executable));
+            assert_eq!((end(&sample), &sample.user[..]), (End::RowsMissing, &[0x4010, 0x9020][..]));
+        }
+        show(&mut tables, executable);
+        assert_eq!(finish(&mut sample, &space, &mut tables), None);
+        assert_eq!((end(&sample), &sample.user[..]), (End::Root, &[0x4010, 0x9020, 0x4110][..]));
+    }
+
+    #[test]
+    fn what_was_found_by_what_is_gone_is_cut() {
+        let stepped =
+            |process, user: &[u64]| RawSample { process, user: user.to_vec(), rest: None, ..sample(&[]) };
+        let mut space = space();
+        let cut = |sample: &mut RawSample, space: &AddressSpace| {
+            cut_stale(sample, ProcessId(3), space);
+            (sample.user.len(), sample.end == End::Stale as u8)
+        };
+        assert_eq!(cut(&mut stepped(3, &[0x4010, 0x4020]), &space), (2, false));
+        assert_eq!(cut(&mut stepped(2, &[0x4010, 0x4020]), &space), (1, true), "another program by now");
+        assert_eq!(cut(&mut stepped(0, &[0x4010, 0x4020]), &space), (2, false), "unknown to the programs");
+        let code = Code::File(ExecutableId(2));
+        space.map(CodeMapping { start: 0x4100, end: 0x4200, offset: 0, code }).unwrap();
+        assert_eq!(cut(&mut stepped(3, &[0x4010, 0x4110, 0x4020]), &space), (2, true));
+        assert_eq!(cut(&mut stepped(3, &[0x4010, 0x4100]), &space), (2, false), "the call lies before it");
+        // Handed over at a place in it: nothing was made of it yet.
+        let mut handed = RawSample { user: vec![0x4010, 0x4110], ..sample(&[9]) };
+        assert_eq!(cut(&mut handed, &space), (2, false));
+        assert!(handed.rest.is_some());
     }
 }

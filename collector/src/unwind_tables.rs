@@ -18,6 +18,8 @@ use crate::{
 pub(crate) const MAX_TABLES: u32 = 64 * 1024;
 /// One page entry for so many pairs of rows: text has 50 to 150 pairs for each 4 KiB, thus 800 and more a page.
 const PAIRS_PER_PAGE: u32 = 64;
+/// This part of the store is kept free for tables that come.
+const KEPT_FREE: u32 = 8;
 /// How often a table that did not come is asked for again, in nanoseconds.
 const ASK_AGAIN_AFTER: u64 = 30_000_000_000;
 /// The same for one that found no room.
@@ -158,6 +160,26 @@ impl UnwindTables {
         ask
     }
 
+    /// Whether the rows of this executable may come any moment.
+    pub(crate) fn awaits(&self, executable: ExecutableId) -> bool {
+        let entry = self.numbers.get(&executable).and_then(|number| self.table(*number));
+        entry.is_some_and(|entry| entry.state == TableEntry::AWAITED)
+    }
+
+    /// The rows of this executable are not there and no longer waited for; they are shown whenever they come.
+    pub(crate) fn give_up(&self, executable: ExecutableId) {
+        if !self.tables.contains_key(&executable)
+            && let Some(number) = self.numbers.get(&executable)
+        {
+            self.entries.publish(number * 2 + 1, u64::from(TableEntry::ABSENT) << 32);
+        }
+    }
+
+    /// Whether there is room for rows of what is mapped and not sampled yet.
+    pub(crate) fn has_room_to_spare(&self) -> bool {
+        self.pairs.in_reach() >= self.pairs.len() / 2 && self.pages.in_reach() >= self.pages.len() / 2
+    }
+
     /// Begins a table; one that was begun before is dropped.
     pub(crate) fn begin(&mut self, begin: TableBegin, now: u64) -> Result<(), TableError> {
         self.drop_building();
@@ -167,6 +189,7 @@ impl UnwindTables {
         let pairs = begin.rows.div_ceil(2);
         if pairs > self.rows.len() || begin.pages > self.page_rows.len() {
             self.counters.too_large += 1;
+            self.give_up(begin.executable);
             return Err(TableError::TooLarge);
         }
         self.settle(now);
@@ -194,6 +217,7 @@ impl UnwindTables {
                 }
                 self.make_room(pairs, begin.pages, now);
                 self.counters.no_room += 1;
+                self.give_up(begin.executable);
                 // Asked for again when what was evicted can no longer be read by anybody.
                 if let Some(asked) = self.asked.get_mut(&begin.executable) {
                     asked.again = now.saturating_add(ROOM_AFTER);
@@ -323,7 +347,7 @@ impl UnwindTables {
         if let Some(number) = self.numbers.get(&executable) {
             let place = u64::from(building.pages.first) | u64::from(first_page) << 32;
             self.entries.publish(number * 2, place);
-            self.entries.publish(number * 2 + 1, u64::from(pages));
+            self.entries.publish(number * 2 + 1, u64::from(pages) | u64::from(TableEntry::KNOWN) << 32);
         }
         self.tables.insert(executable, Table { pairs: building.pairs, pages: building.pages, used: now });
         self.counters.shown += 1;
@@ -340,6 +364,9 @@ impl UnwindTables {
 
     fn refuse(&mut self, error: TableError) -> Result<(), TableError> {
         self.counters.refused += 1;
+        if let Some(building) = &self.building {
+            self.give_up(building.begin.executable);
+        }
         self.drop_building();
         Err(error)
     }
@@ -360,10 +387,12 @@ impl UnwindTables {
         }
     }
 
-    /// Frees what nobody can be reading any more.
+    /// Frees what nobody can be reading any more, and evicts ahead of need: what is evicted now is free only a while later.
     pub(crate) fn settle(&mut self, now: u64) {
         self.pairs.settle(now);
         self.pages.settle(now);
+        let is_scarce = |ranges: &Ranges| ranges.in_reach() < ranges.len() / KEPT_FREE;
+        while (is_scarce(&self.pairs) || is_scarce(&self.pages)) && self.evict_least_recently_used(now) {}
     }
 
     /// The uploader is gone, and what it was sending with it.
@@ -391,7 +420,7 @@ impl UnwindTables {
             pages: low(where_),
             first_page: low(where_ >> 32),
             page_count: low(page_count),
-            reserved: 0,
+            state: low(page_count >> 32),
         })
     }
 

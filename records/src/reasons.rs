@@ -47,7 +47,8 @@ reasons! {
         OutOfCalls = 9, "out_of_calls", "the kernel refused another tail call: the stack is truncated";
         NoRule = 10, "no_rule", "the frame's unwind rule is none that Bulkhead can execute";
         NotPlaced = 11, "not_placed", "the next frame lies in memory of which nothing is known (yet)";
-        Stale = 12, "stale", "the process had just executed another program: only the innermost frame is sure";
+        Stale = 12, "stale", "the process had just executed another program, or mapped another file there: the stack is cut where that matters";
+        RowsMissing = 13, "rows_missing", "the unwind rows of the next frame's file did not come in time, or found no room";
     }
 }
 

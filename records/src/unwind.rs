@@ -163,10 +163,19 @@ pub struct TableEntry {
     pub pages: u32,
     /// Number of pages of text (`file offset >> PAGE_BITS`) of which the first is that one.
     pub first_page: u32,
-    /// Number of pages; 0: this executable has no rows (yet).
+    /// Number of pages; 0: this executable has no rows, or not yet.
     pub page_count: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// What is known of its rows: [`TableEntry::AWAITED`], [`TableEntry::KNOWN`] or [`TableEntry::ABSENT`].
+    pub state: u32,
+}
+
+impl TableEntry {
+    /// The rows may come any moment.
+    pub const AWAITED: u32 = 0;
+    /// These are all its rows: what they do not cover has none.
+    pub const KNOWN: u32 = 1;
+    /// The rows did not come in time, or there was no room for them.
+    pub const ABSENT: u32 = 2;
 }
 
 /// An executable mapping of an address space; those of one are sorted by `start` and do not overlap.

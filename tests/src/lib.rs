@@ -3,6 +3,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
 pub mod cgroup;
+pub mod entry;
 pub mod http;
 pub mod pprof;
 pub mod process;

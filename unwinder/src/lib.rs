@@ -80,15 +80,15 @@ impl Cursor {
 ///
 /// # Errors
 ///
-/// How the unwind ends. After [`End::NotPlaced`] the cursor is as it was: whoever knows more of the process's mappings
-/// can go on from there.
+/// How the unwind ends. After [`End::NotPlaced`] the cursor is as it was: whoever knows more of the process's mappings, or
+/// has the rows that are still to come, can go on from there.
 #[expect(clippy::inline_always, reason = "a call costs the verifier as much as it costs the kernel")]
 #[inline(always)]
 pub fn step(machine: &mut impl Machine, cursor: &mut Cursor) -> Result<(), End> {
     let back = u64::from(cursor.interrupted == 0);
     let address = cursor.registers.ip.wrapping_sub(back);
     let (table, offset) = machine.locate(address).ok_or(End::NotPlaced)?;
-    let rule = if table == NO_TABLE { None } else { search::find_rule(machine, table, offset) };
+    let rule = if table == NO_TABLE { None } else { search::find_rule(machine, table, offset)? };
     if let Some(rule) = rule {
         return rules::apply(machine, cursor, rule);
     }

@@ -6,7 +6,8 @@
 )]
 
 use records::{
-    Cfa, MAPPING_STEPS, PAGE_BITS, ROW_STEPS, Rule, SLOT_PROBES, SpaceMapping, SpaceSlot, slot_of,
+    Cfa, End, MAPPING_STEPS, PAGE_BITS, ROW_STEPS, Rule, SLOT_PROBES, SpaceMapping, SpaceSlot, TableEntry,
+    slot_of,
 };
 
 use crate::Machine;
@@ -53,11 +54,22 @@ pub fn find_space(pid: u32, mut slot: impl FnMut(u32) -> Option<SpaceSlot>) -> O
     None
 }
 
-/// The rule for a place in an executable; `None` if no row covers it.
+/// The rule for a place in an executable; `None` if no row covers it. Not to be confused with rows that are not there yet: without
+/// them nothing is known of the place, and to follow its frame pointer would invent frames.
 #[expect(clippy::inline_always, reason = "runs in the kernel, once a frame")]
 #[inline(always)]
-pub(crate) fn find_rule(machine: &mut impl Machine, table: u32, offset: u64) -> Option<Rule> {
-    let table = machine.table(table)?;
+pub(crate) fn find_rule(machine: &mut impl Machine, table: u32, offset: u64) -> Result<Option<Rule>, End> {
+    let Some(table) = machine.table(table) else { return Ok(None) };
+    match table.state {
+        TableEntry::AWAITED => Err(End::NotPlaced),
+        TableEntry::ABSENT => Err(End::RowsMissing),
+        _ => Ok(find_row(machine, table, offset)),
+    }
+}
+
+#[expect(clippy::inline_always, reason = "runs in the kernel, once a frame")]
+#[inline(always)]
+fn find_row(machine: &mut impl Machine, table: TableEntry, offset: u64) -> Option<Rule> {
     let number = ((offset >> PAGE_BITS) as u32).wrapping_sub(table.first_page);
     if number >= table.page_count {
         return None;

@@ -76,7 +76,7 @@ fn world(words: &[u64]) -> World {
         rows: vec![],
         rules: vec![],
         pages: vec![],
-        table: TableEntry::default(),
+        table: TableEntry { state: TableEntry::KNOWN, ..TableEntry::default() },
     }
 }
 
@@ -88,7 +88,7 @@ fn with_rows(words: &[u64], rows: &[(u64, Rule)]) -> World {
         world.rules.push(*rule);
     }
     world.pages = vec![Page { first: 0, count: rows.len() as u32 }];
-    world.table = TableEntry { pages: 0, first_page: 0, page_count: 1, reserved: 0 };
+    world.table = TableEntry { pages: 0, first_page: 0, page_count: 1, state: TableEntry::KNOWN };
     world
 }
 
@@ -347,6 +347,20 @@ fn what_no_table_covers_goes_by_frame_pointers_and_what_no_rule_says_ends() {
 }
 
 #[test]
+fn rows_that_are_not_there_are_not_guessed() {
+    // A frame pointer that leads somewhere, as any value can.
+    let registers = Registers { ip: FILE + 1, sp: STACK, fp: STACK };
+    for (state, expected) in [(TableEntry::AWAITED, End::NotPlaced), (TableEntry::ABSENT, End::RowsMissing)] {
+        let mut world = world(&[0, FILE + 2]);
+        world.table.state = state;
+        let (frames, end, cursor) = unwind(&mut world, registers);
+        assert_eq!((frames.len(), end, cursor), (1, expected, Cursor::new(registers)));
+    }
+    let (frames, end, cursor) = unwind(&mut world(&[0, FILE + 2]), registers);
+    assert_eq!((frames.len(), end, cursor.guessed), (2, End::NotClimbing, 2));
+}
+
+#[test]
 fn an_address_in_no_mapping_leaves_the_cursor_where_it_was() {
     let mut world = with_rows(&[0x99, 0], &[(FILE, cfa(Cfa::Sp, 8))]);
     let (frames, end, cursor) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 7 });
@@ -375,7 +389,7 @@ fn searches_find_what_a_scan_finds() {
     let mut world = with_rows(&[], &rows);
     for address in FILE..FILE + 300 {
         let expected = rows.iter().rev().find(|row| row.0 <= address).map(|row| row.1);
-        assert_eq!(search::find_rule(&mut world, 0, address - FILE + 0x1000), expected);
+        assert_eq!(search::find_rule(&mut world, 0, address - FILE + 0x1000), Ok(expected));
     }
 }
 

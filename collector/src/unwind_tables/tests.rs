@@ -142,6 +142,50 @@ fn the_least_recently_used_makes_room_and_comes_back() {
 }
 
 #[test]
+fn it_is_known_whether_rows_are_awaited() {
+    let mut store = store(100, 10);
+    let state = |store: &UnwindTables| store.table(store.numbers[&ExecutableId(1)]).unwrap().state;
+    assert!(!store.awaits(ExecutableId(1)), "it is not mapped");
+    store.used(ExecutableId(1), 1, 0);
+    assert!(store.awaits(ExecutableId(1)));
+    store.give_up(ExecutableId(1));
+    assert_eq!((store.awaits(ExecutableId(1)), state(&store)), (false, TableEntry::ABSENT));
+    // They may come later, and there may be none.
+    send(&mut store, 1, &[], &[], &[], 0).unwrap();
+    store.give_up(ExecutableId(1));
+    assert_eq!(state(&store), TableEntry::KNOWN);
+    store.remove(ExecutableId(1), 0);
+    assert!(store.awaits(ExecutableId(1)), "evicted, and asked for again");
+    for bad in [rows(201, 0), rows(1, 7)] {
+        store.remove(ExecutableId(1), 0);
+        assert!(send(&mut store, 1, &[rule(8)], &[(0, 1)], &bad, 0).is_err());
+        assert_eq!(state(&store), TableEntry::ABSENT);
+    }
+}
+
+#[test]
+fn a_part_of_the_store_is_kept_free() {
+    let mut store = store(800, 800);
+    for id in 1..=8 {
+        store.number(ExecutableId(id)).unwrap();
+    }
+    let mut send = |id: u32, now| {
+        let sent = send(&mut store, id, &[rule(8)], &[(0, 180)], &rows(180, 0), now);
+        store.settle(now);
+        (sent, store.has_room_to_spare(), store.counters().evicted)
+    };
+    for id in 1..=7 {
+        assert_eq!(send(id, id.into()), (Ok(()), id <= 4, 0), "{id}");
+    }
+    assert_eq!(
+        send(8, 8),
+        (Ok(()), false, 1),
+        "the last one had room, and the first one makes room for the next"
+    );
+    assert_eq!(send(1, SECOND), (Ok(()), false, 2));
+}
+
+#[test]
 fn rules_are_shared_and_have_a_bound() {
     let mut store = store(100, 10);
     for id in 1..=2 {

@@ -3,25 +3,26 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
     path::Path,
 };
 
 use tests::{
+    entry::first_instructions,
     pprof::{Frame, Profile, Stack},
     process::{Running, run},
     statistics::compare,
     system::System,
 };
 use workloads::{
-    CHURN_LIBRARIES, TEMPLATE_DEPTH, churn_library, churn_library_chain, churn_loader, frameless_brief,
-    templates, thread_starts,
+    CHURN_LIBRARIES, TEMPLATE_DEPTH, breeder, churn_library, churn_library_chain, churn_loader,
+    frameless_brief, templates, thread_starts, tiny, tiny_chain,
 };
 
 use crate::{Case, truth::user_names};
 
 pub(crate) const CASES: &[Case] = &[
     ("libraries_come_and_go_without_frame_pointers", libraries_come_and_go_without_frame_pointers),
+    ("executables_never_seen_before", executables_never_seen_before),
     ("short_processes_against_perf", short_processes_against_perf),
     ("cpp_templates", cpp_templates),
     ("a_thread_ends_at_its_start", a_thread_ends_at_its_start),
@@ -120,15 +121,38 @@ fn collect_all(system: &System, comm: &str, running: &mut Running) -> Profile {
 
 /// Whether a program begins there: at a `_start`, or where the headers of the dynamic linker say, which has no names.
 fn is_root(frame: &Frame) -> bool {
-    /// The call that never returns comes a few instructions later.
-    const FIRST_CALL: u64 = 16;
     if !frame.mapping.contains("/ld-linux") {
         return frame.name == "_start";
     }
-    // The field e_entry of the header (System V ABI, chapter 4).
-    let header = fs::read(&frame.mapping).unwrap();
-    let entry = u64::from_le_bytes(header[24..32].try_into().unwrap());
-    (entry..entry + FIRST_CALL).contains(&frame.address)
+    first_instructions(Path::new(&frame.mapping)).contains(&frame.address)
+}
+
+/// Each runs for a few milliseconds, and nobody has seen it before: the samples wait for the rows. Of some the file is gone before
+/// it can be opened, and such a stack says so.
+fn executables_never_seen_before(system: &System) {
+    const EXECUTABLES: &str = "300";
+    let folder = tempfile::tempdir().unwrap();
+    let kind = CHURN_LIBRARIES;
+    let path = tiny(kind).unwrap();
+    let mut running = Running::start(
+        &breeder().unwrap(),
+        &[folder.path().as_os_str(), EXECUTABLES.as_ref(), path.as_os_str()],
+    );
+    let profile = collect_all(system, &format!("tiny-{kind}"), &mut running);
+    let start = first_instructions(&path);
+    let chain = tiny_chain(kind);
+    let whole =
+        profile.count(|stack| stack.user().last().is_some_and(|frame| start.contains(&frame.address)));
+    for stack in &profile.stacks {
+        let names = user_names(stack);
+        let is_nameless = names.iter().all(|name| name.is_empty());
+        let parts = &mut chain.windows(names.len().max(1));
+        assert!(is_nameless || parts.any(|part| part == names), "{}", stack.line());
+    }
+    let (_, user) = profile.said_complete();
+    println!("{whole} of {user} whole");
+    assert!(user > 30, "{}", profile.dump());
+    assert!(whole as f64 >= 0.8 * user as f64, "{whole} of {user}: {:?}", profile.comments);
 }
 
 fn short_processes_against_perf(system: &System) {

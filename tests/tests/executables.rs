@@ -1,0 +1,182 @@
+//! Ten thousand executables, and room for the unwind rows of a few dozen: memory stays what it was, a program that runs on
+//! keeps its whole stacks, and what cannot be unwound says so instead of showing a wrong frame.
+//!
+//! With a pair of halves of its own: the others' stacks would suffer.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
+
+use std::{fs, os::unix::fs::chown, path::Path};
+
+use tests::{
+    entry::first_instructions,
+    pprof::{Profile, Stack},
+    process::Running,
+    system::{Options, System, UPLOADER_USER, ids, status_fields},
+    wait::wait_for,
+};
+use workloads::{CallTree, Start, WITHOUT_FRAME_POINTERS, breeder, tiny, tiny_chain};
+
+/// How many are made and run.
+const EXECUTABLES: u64 = 10_000;
+/// So many at a time, one for each core of a small machine.
+const BREEDERS: u64 = 2;
+/// Their kinds: each has functions of its own and says by its command name which it is.
+const KINDS: u32 = 4;
+/// What the collector may grow by while four fifths of them run, in KiB: not 128 bytes for each.
+const GROWTH: u64 = 1024;
+
+/// Resident memory of a process in KiB.
+fn resident(pid: u32) -> u64 {
+    let fields = status_fields(pid, &["VmRSS"]);
+    fields["VmRSS"].split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Names of the user frames, innermost first.
+fn user_names(stack: &Stack) -> Vec<&str> {
+    stack.user().map(|frame| frame.name.as_str()).collect()
+}
+
+/// All windows of a command name that the uploader has stored.
+fn stored(store: &Path, comm: &str) -> Vec<Profile> {
+    let folders = fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path());
+    let of_comm = folders.filter(|path| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with(&format!("{comm}_"))
+    });
+    of_comm
+        .flat_map(|folder| fs::read_dir(folder).unwrap())
+        .map(|entry| Profile::read(&fs::read(entry.unwrap().path()).unwrap()).unwrap())
+        .collect()
+}
+
+#[test]
+fn ten_thousand_executables() {
+    let store = tempfile::tempdir().unwrap();
+    let (user, group) = ids(UPLOADER_USER);
+    chown(store.path(), Some(user), Some(group)).unwrap();
+    let system = System::start(Options {
+        window: "2s",
+        collector_flags: vec!["--unwind-table-memory=1MiB".into()],
+        uploader_flags: vec![format!("--local-store-directory={}", store.path().display())],
+    });
+    let tree = CallTree::standard("steady", Start::Libc);
+    let _steady = Running::start(&tree.build_with(WITHOUT_FRAME_POINTERS).unwrap(), &[""; 0]);
+    system.collect_settled("steady", 50);
+
+    let kinds: Vec<_> = (1..=KINDS).map(|kind| tiny(kind).unwrap()).collect();
+    let before = system.metrics();
+    let folders: Vec<_> = (0..BREEDERS).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut breeders: Vec<_> = folders
+        .iter()
+        .map(|folder| {
+            let count = (EXECUTABLES / BREEDERS).to_string();
+            let mut arguments = vec![folder.path().as_os_str().to_owned(), count.into()];
+            arguments.extend(kinds.iter().map(|path| path.clone().into_os_string()));
+            Running::start(&breeder().unwrap(), &arguments)
+        })
+        .collect();
+    let finished = |breeders: &mut Vec<Running>| -> u64 {
+        let count = |running: &mut Running| {
+            if let Some(status) = running.status() {
+                assert!(status.success(), "{status}: {}", running.output());
+            }
+            let output = running.output();
+            output.lines().last().and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        breeders.iter_mut().map(count).sum()
+    };
+    let collector = system.collector_pid();
+    wait_for("a fifth has run", 60, || (finished(&mut breeders) >= EXECUTABLES / 5).then_some(()));
+    let (early, evicted_early) = (resident(collector), system.metrics()[EVICTED]);
+    wait_for("half have run", 60, || (finished(&mut breeders) >= EXECUTABLES / 2).then_some(()));
+    let evicted_half = system.metrics()[EVICTED];
+    wait_for("all have run", 120, || (finished(&mut breeders) == EXECUTABLES).then_some(()));
+    let late = resident(collector);
+    for mut breeder in breeders {
+        assert!(breeder.wait_end(10).success(), "{}", breeder.output());
+    }
+    // What was sampled last is in a window that is still to end.
+    system.collect_settled("steady", 1);
+    let after = system.metrics();
+    println!("collector {early} KiB after a fifth, {late} KiB at the end");
+    for (name, value) in after.iter().filter(|(name, _)| {
+        ["unwind_", "lost", "collector_executables", "degraded"].iter().any(|part| name.contains(part))
+    }) {
+        println!("{name} {} -> {value}", before.get(name).copied().unwrap_or(0.0));
+    }
+
+    check_steady(&system, store.path(), &tree);
+
+    // Evicted the whole time: between a fifth and a half, and after.
+    for (what, from, to) in
+        [("until the half", evicted_early, evicted_half), ("after it", evicted_half, after[EVICTED])]
+    {
+        assert!(to > from + 10.0, "evicted {what}: {from}, then {to}");
+    }
+    check_kinds(store.path());
+    assert!(late <= early + GROWTH, "the collector had {early} KiB after a fifth, and {late} KiB at the end");
+}
+
+const EVICTED: &str = "bulkhead_unwind_table_events_total{event=\"evicted\"}";
+
+/// The stacks of the small executables: each is a part of the one true chain, and says that it is complete only if it reaches
+/// the root.
+fn check_kinds(store: &Path) {
+    let (mut samples, mut whole, mut nameless) = (0, 0, 0);
+    let mut false_claims = Vec::new();
+    for kind in 1..=KINDS {
+        let comm = format!("tiny-{kind}");
+        let chain = tiny_chain(kind);
+        let chain: Vec<&str> = chain.iter().map(String::as_str).collect();
+        let start = first_instructions(&tiny(kind).unwrap());
+        for profile in stored(store, &comm) {
+            samples += profile.total();
+            let mut rooted = 0;
+            for stack in &profile.stacks {
+                let names = user_names(stack);
+                let begins = stack.user().last().is_some_and(|frame| start.contains(&frame.address));
+                rooted += i64::from(begins) * stack.count;
+                let is_own = |file: &str| Path::new(file).file_name().is_some_and(|name| *name == *comm);
+                assert!(stack.user().all(|frame| is_own(&frame.mapping)), "{comm}: {}", stack.line());
+                if names.iter().all(|name| name.is_empty()) {
+                    // It was gone before its names were looked up.
+                    assert!(names.len() <= chain.len(), "{comm}: {}", stack.line());
+                    nameless += i64::from(!names.is_empty()) * stack.count;
+                    continue;
+                }
+                assert!(chain.windows(names.len()).any(|part| part == names), "{comm}: {}", stack.line());
+            }
+            whole += rooted;
+            if profile.said_complete().0 > rooted {
+                false_claims
+                    .push(format!("{comm}: {rooted} reach the root, and it says {:?}", profile.comments));
+            }
+        }
+    }
+    println!("{samples} samples of the small executables, {whole} whole, {nameless} without names");
+    assert!(samples > 500, "{samples} samples are too few to tell anything");
+    assert!(nameless as f64 <= 0.2 * samples as f64, "{nameless} of {samples} without names");
+    assert!(
+        false_claims.is_empty(),
+        "{} windows, such as:\n{}",
+        false_claims.len(),
+        false_claims[..3.min(false_claims.len())].join("\n")
+    );
+}
+
+/// The stacks of the program that ran all the time are as whole as if there had been nothing else.
+fn check_steady(system: &System, store: &Path, tree: &CallTree) {
+    for profile in stored(store, "steady") {
+        let rooted = profile.count(|stack| user_names(stack).last() == Some(&"_start"));
+        println!("steady {rooted} of {}", profile.total());
+    }
+    let profile = system.collect("{comm=\"steady\"}", 200, 60);
+    let rooted = profile.count(|stack| user_names(stack).last() == Some(&"_start"));
+    assert_eq!(rooted, profile.total(), "every stack ends at the root:\n{}", profile.dump());
+    let expected = tree.expected();
+    let known = profile.count(|stack| {
+        let names = user_names(stack);
+        expected.iter().any(|(chain, _)| names.windows(chain.len()).any(|part| part == chain))
+    });
+    assert!(known as f64 > 0.99 * profile.total() as f64, "{known} in the tree:\n{}", profile.dump());
+}
