@@ -1,13 +1,15 @@
 //! What Bulkhead costs: CPU and memory of both halves, on an idle machine, with two busy programs, and in a storm of
 //! short processes. As root: `script/bench`. Prints a table in Markdown, and what it was made of.
 
-use std::{collections::HashSet, fs, path::Path, process::Command, thread, time::Duration};
+mod samples;
+
+use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use tests::{
     process::{Running, cpu_seconds},
     system::{Options, System},
 };
-use workloads::{CallTree, Start, WITHOUT_FRAME_POINTERS};
+use workloads::{CallTree, Start};
 
 /// How long each load is measured, in seconds.
 const SECONDS: u64 = 30;
@@ -64,61 +66,6 @@ fn kernel_memory(pid: u32) -> u64 {
         + mapped_maps(pid)
 }
 
-/// Nanoseconds that the BPF programs of a process took in all, and how often they ran, while `kernel.bpf_stats_enabled`
-/// is 1. A tail call counts to the program that made it.
-fn bpf_time(pid: u32) -> (u64, u64) {
-    let folder = format!("/proc/{pid}/fdinfo");
-    let infos = fs::read_dir(Path::new(&folder)).into_iter().flatten().flatten();
-    let number = |text: &str, name: &str| {
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap_or(0)
-    };
-    let mut seen = HashSet::new();
-    infos
-        .filter_map(|info| fs::read_to_string(info.path()).ok())
-        .filter(|text| text.contains("prog_type:") && seen.insert(number(text, "prog_id:")))
-        .map(|text| (number(&text, "run_time_ns:"), number(&text, "run_cnt:")))
-        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
-}
-
-/// Flags for a program that has frame pointers and no unwind information.
-const WITHOUT_ROWS: &[&str] = &["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"];
-
-/// Time of a sample by the depth of its stack, with rows and with frame pointers.
-fn depths(system: &System) {
-    const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
-    let before = fs::read_to_string(STATISTICS).unwrap_or_default();
-    if fs::write(STATISTICS, "1").is_err() {
-        println!("(no time of the BPF programs: {STATISTICS} cannot be written)");
-        return;
-    }
-    println!("| frames below main | us a sample, by rows | by frame pointers |\n|---|---|---|");
-    for depth in [8, 32, 77, 127, 400] {
-        let time = |flags: &[&str], name: &str| {
-            let trees = ["a", "b"].map(|which| {
-                let tree = CallTree {
-                    recursion: depth,
-                    ..CallTree::standard(&format!("{name}-{depth}-{which}"), Start::Libc)
-                };
-                tree.build_with(flags)
-            });
-            let _busy: Vec<Running> =
-                trees.iter().flatten().map(|path| Running::start(path, &[""; 0])).collect();
-            thread::sleep(Duration::from_secs(4));
-            let begun = bpf_time(system.collector_pid());
-            thread::sleep(Duration::from_secs(6));
-            let ended = bpf_time(system.collector_pid());
-            (ended.0 - begun.0) as f64 / 1000.0 / (ended.1 - begun.1).max(1) as f64
-        };
-        println!(
-            "| {depth} | {:.1} | {:.1} |",
-            time(WITHOUT_FRAME_POINTERS, "rows"),
-            time(WITHOUT_ROWS, "fp")
-        );
-    }
-    // A machine's own setting comes back.
-    let _ = fs::write(STATISTICS, before.trim());
-}
-
 fn measure(system: &System, load: &str) {
     // The first windows read the symbols of what runs.
     thread::sleep(Duration::from_secs(15));
@@ -167,6 +114,7 @@ fn main() {
     let storm = [0, 1].map(|_| Running::shell(STORM, &[""; 0]));
     measure(&system, "two shells in a loop of /bin/true");
     drop(storm);
+    drop(system);
     println!();
-    depths(&system);
+    samples::table();
 }

@@ -44,9 +44,13 @@ fuzz_target!(|data: &[u8]| {
             Ok(FromUploader::TablePages(pages)) => tables.add_pages(&pages),
             Ok(FromUploader::TableRows(rows)) => tables.add_rows(&rows),
             Ok(FromUploader::TableEnd) => tables.end(now),
-            // Not what these say: they stand for a sample in an executable, and for the end of all others.
+            // Not what these say: they stand for a sample in an executable, whose rows are waited for or not, and for the end of
+            // all others.
             Ok(FromUploader::Reopen(id)) => {
-                tables.used(id, 1, now);
+                if tables.used(id, 1, now) && tables.has_room_to_spare() {
+                    tables.give_up(id);
+                    assert!(!tables.awaits(id));
+                }
                 Ok(())
             }
             Ok(FromUploader::ReopenPerfMap(process)) => {
@@ -61,7 +65,7 @@ fuzz_target!(|data: &[u8]| {
     }
     for start in 0..64u64 {
         let mut process = Process { tables: &tables, seed: start };
-        let mut cursor = Cursor::new(Registers { ip: start << 12, sp: start, fp: start }, start);
+        let mut cursor = Cursor::new(Registers { ip: start << 12, sp: start, fp: start });
         let steps = (0..600).take_while(|_| unwinder::step(&mut process, &mut cursor).is_ok()).count();
         assert!(steps <= 600);
     }
@@ -90,6 +94,11 @@ impl Machine for Process<'_> {
 
     fn locate(&mut self, address: u64) -> Option<(u32, u64)> {
         Some((u32::try_from(address % 5).ok()?, address))
+    }
+
+    fn register(&mut self, number: u8) -> u64 {
+        assert!(number < records::REGISTERS);
+        self.seed << number
     }
 
     fn table(&mut self, number: u32) -> Option<TableEntry> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipc::{ExecutableId, FromCollector, FromUploader, PageRows, TableBegin, UserFrame};
-use records::{Cfa, End, Row, Rule, SavedFp};
+use records::{Cfa, End, REGISTERS, Row, Rule, SavedFp};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
     sockopt::{Timeout, set_socket_timeout},
@@ -39,14 +39,18 @@ impl Random {
         self.0 % bound
     }
 
-    /// A rule that leads somewhere near the stack pointer or the frame pointer.
+    /// A rule that leads somewhere near the stack pointer, the frame pointer or another register.
     fn rule(&mut self) -> Rule {
-        let kinds =
+        let named =
             [Cfa::Sp, Cfa::Sp, Cfa::Sp, Cfa::Fp, Cfa::AtFp, Cfa::AtSp, Cfa::AtSpPlus8, Cfa::Plt, Cfa::Signal];
+        let kind = match self.below(10) {
+            9 => Cfa::FROM_REGISTERS + u8::try_from(self.below(REGISTERS.into())).unwrap(),
+            number => named[usize::try_from(number).unwrap()] as u8,
+        };
         let fps = [SavedFp::Same, SavedFp::AtCfa, SavedFp::AtFp];
         let near = |random: &mut Random| i32::try_from(random.below(1024)).unwrap() * 8 - 1024;
         Rule {
-            cfa: kinds[usize::try_from(self.below(9)).unwrap()] as u8,
+            cfa: kind,
             fp: fps[usize::try_from(self.below(3)).unwrap()] as u8,
             fp_offset: i16::try_from(near(self)).unwrap(),
             cfa_offset: near(self),

@@ -21,5 +21,5 @@ pub use churn::{
 };
 pub use frameless::{Frameless, SECRET, exceptions, frameless, rust_release};
 pub use remapped::{Remapped, remapped};
-pub use toolchain::{BuildError, Language, compile};
+pub use toolchain::{BuildError, Language, compile, with_lld};
 pub use tree::{CallTree, Leaf, Start, WITHOUT_FRAME_POINTERS, standard_leaves};

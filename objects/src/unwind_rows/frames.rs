@@ -8,6 +8,7 @@ use super::{
     entries::{self, Entries, UNREADABLE},
     go::GoFunctions,
     innermost::{self, Function},
+    linkage::Linkage,
     sections::FrameSection,
     sink::Sink,
 };
@@ -41,6 +42,7 @@ pub(super) fn read(
     let mut entries: Vec<Box<dyn Entries>> = Vec::new();
     entries.extend(go.map(|functions| Box::new(functions) as Box<dyn Entries>));
     entries.extend(sections.iter().map(|section| entries::of(section, bases.clone())));
+    entries.push(Box::new(Linkage::of(elf)));
     let mut functions = Vec::new();
     let mut problem = None;
     for (number, section) in (0..).zip(&mut entries) {

@@ -1,7 +1,7 @@
 //! Unwind rows: what an executable says of how to get from a frame to its caller's, as small as it can be.
 //!
 //! Sources: Go's function table; `.eh_frame` (Linux Standard Base 5.0, section 10.6; DWARF 5, section 6.4);
-//! `.debug_frame`; where two speak of a function, in this order. Call frame instructions are executed by gimli, function
+//! `.debug_frame`; the code itself for the stubs of the linkage table; where two speak of a function, in this order. Call frame instructions are executed by gimli, function
 //! by function in the order of addresses, and each of their rows becomes a [`Rule`] if it is one of the forms that
 //! compilers use.
 
@@ -11,6 +11,7 @@ mod frames;
 mod go;
 mod go_assembly;
 mod innermost;
+mod linkage;
 mod rule;
 mod sections;
 mod sink;

@@ -7,7 +7,9 @@ use tests::{
     process::Running,
     system::System,
 };
-use workloads::{CallTree, Frameless, Start, WITHOUT_FRAME_POINTERS, exceptions, frameless, rust_release};
+use workloads::{
+    CallTree, Frameless, Start, WITHOUT_FRAME_POINTERS, exceptions, frameless, rust_release, with_lld,
+};
 
 use crate::{
     Case,
@@ -62,6 +64,11 @@ pub(crate) const CASES: &[Case] = &[
     ("cet_stubs", |system| {
         let flags = &["-fcf-protection=full", "-Wl,-z,now,-z,ibtplt"];
         check(system, "cet-stubs", Frameless::Stubs, flags, &["call_tiny", "run", "main"]);
+    }),
+    ("lld_stubs", |system| {
+        let [lld, folder] = with_lld().unwrap();
+        let flags = &["-Wl,-z,lazy", &lld, &folder];
+        check(system, "lld-stubs", Frameless::Stubs, flags, &["call_tiny", "run", "main"]);
     }),
     ("a_call_is_the_last_instruction", |system| {
         let chain = &["spin", "forever", "last_call", "run", "main"];

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use records::{Cfa, Rule, SavedFp};
-use workloads::{Language, compile};
+use workloads::{Language, compile, with_lld};
 
 use super::{ROOM, plain, truth::compare};
 use crate::UnwindRows;
@@ -83,6 +83,17 @@ fn linkage_tables() {
         assert!(kinds[Cfa::Plt as usize] > 0, "{flags:?}: {kinds:?}");
         let table = UnwindRows::read(&bytes, ROOM).unwrap();
         assert!(table.rules.contains(&plain(Cfa::Plt, constant)), "{flags:?}: {:?}", table.rules);
+    }
+}
+
+/// lld, which comes with Rust, describes no stub; the rules are those that ld writes for the same code.
+#[test]
+fn linkage_tables_that_nobody_describes() {
+    let [lld, folder] = with_lld().unwrap();
+    let flags = ["-pie", &lld, &folder, "-Wl,-z,lazy", "-fcf-protection=none"];
+    let table = UnwindRows::read(&fs::read(build("lld-plt", &flags)).unwrap(), ROOM).unwrap();
+    for rule in [plain(Cfa::Plt, 11), plain(Cfa::Sp, 16), plain(Cfa::Sp, 24)] {
+        assert!(table.rules.contains(&rule), "{:?}", table.rules);
     }
 }
 
