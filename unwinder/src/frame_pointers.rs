@@ -7,6 +7,8 @@ use crate::{Cursor, Machine, Registers, rules};
 /// `mov $15, %rax; syscall`: the call of `rt_sigreturn` that a signal handler returns to. C libraries without unwind
 /// information for it (musl) and Go have it in just this form; the last byte is not compared.
 const SIGRETURN: u64 = u64::from_le_bytes([0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f]);
+/// Its length, which is how far behind its start a sample stands that was taken within the call.
+const SIGRETURN_LENGTH: u64 = 9;
 
 /// `add $size, %rsp; ret` with a short size, and where the size stands: what a call without a frame pointer returns to.
 /// `CPython`'s perf trampolines are made of it, one for each function (`Python/asm_trampoline.S`). Not compared
@@ -25,6 +27,9 @@ pub(crate) fn step(machine: &mut impl Machine, cursor: &mut Cursor, table: u32) 
     // What cannot be read is neither of the two.
     let code = machine.read_word(ip).unwrap_or(0);
     if code == SIGRETURN {
+        return rules::signal(machine, cursor);
+    }
+    if cursor.interrupted == 1 && machine.read_word(ip.wrapping_sub(SIGRETURN_LENGTH)) == Some(SIGRETURN) {
         return rules::signal(machine, cursor);
     }
     if cursor.interrupted == 0 && code & LEAVE_MASK == LEAVE {

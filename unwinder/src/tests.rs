@@ -250,6 +250,9 @@ fn signals_lead_to_what_they_interrupted() {
     world.text = vec![(FILE + 0x10, u64::from_le_bytes([0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f]))];
     let (frames, ..) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 3 });
     assert_eq!(frames, [FILE, FILE + 0x10, FILE + 0x20]);
+    // Interrupted within the call: behind the two instructions, the handler's return address already taken.
+    let (frames, ..) = unwind(&mut world, Registers { ip: FILE + 0x19, sp: STACK + 8, fp: 3 });
+    assert_eq!(frames, [FILE + 0x19, FILE + 0x20]);
 }
 
 #[test]

@@ -190,6 +190,11 @@ fn short_processes_against_perf(system: &System) {
     let tolerance = 3.719 * (2.0 * (seen + unseen)).sqrt();
     let ours = profile.total() as f64;
     println!("{ours} samples, perf has {perf}, tolerance {tolerance:.0}");
+    for (name, value) in system.metrics().iter().filter(|(name, value)| {
+        (name.contains("lost_total") || name.contains("degraded_total")) && **value > 0.0
+    }) {
+        println!("{name} {value}");
+    }
     assert!(tolerance < 0.2 * perf, "too rough to tell anything: {tolerance} of {perf}");
     assert!(ours >= 0.99 * perf - tolerance, "{ours}, perf {perf} within {tolerance}\n{}", profile.dump());
     assert!(ours <= 1.01 * perf + tolerance, "{ours}, perf {perf} within {tolerance}\n{}", profile.dump());
