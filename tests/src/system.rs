@@ -42,11 +42,13 @@ pub struct Options {
     pub collector_flags: Vec<String>,
     /// Further flags of the uploader.
     pub uploader_flags: Vec<String>,
+    /// Whether every profile is stored, to be read by [`System::stored`].
+    pub store: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { window: "4s", collector_flags: Vec::new(), uploader_flags: Vec::new() }
+        Options { window: "4s", collector_flags: Vec::new(), uploader_flags: Vec::new(), store: false }
     }
 }
 
@@ -245,6 +247,9 @@ impl System {
             format!("--http-address={}", self.address),
             format!("--profiling-duration={}", self.options.window),
         ];
+        if self.options.store {
+            flags.push(format!("--local-store-directory={}", self.place.path("store").display()));
+        }
         flags.extend(self.options.uploader_flags.iter().cloned());
         *lock(&self.uploader) = Some(self.place.uploader_with(&flags));
     }
@@ -357,6 +362,18 @@ impl System {
             }
         }
         all
+    }
+
+    /// Every profile of a command name that the uploader has stored. Unlike a query this misses no window, however busy the machine
+    /// is.
+    pub fn stored(&self, comm: &str) -> Vec<Profile> {
+        let folders = fs::read_dir(self.place.path("store")).expect("the store").flatten();
+        let prefix = format!("{comm}_");
+        let of_comm = folders.filter(|folder| folder.file_name().to_string_lossy().starts_with(&prefix));
+        let files =
+            of_comm.flat_map(|folder| fs::read_dir(folder.path()).expect("a target's folder").flatten());
+        let read = |path| Profile::read(&fs::read(path).expect("a stored profile"));
+        files.map(|file| read(file.path()).expect("a stored profile is valid")).collect()
     }
 
     /// [`System::collect`] for a command name, from the second window on: the first has the start of the program too.

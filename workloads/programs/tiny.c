@@ -1,4 +1,4 @@
-// A small executable without any library that works some milliseconds and ends. VARIANT names its functions and moves them;
+// A small executable without any library that works for two times ROUNDS and ends. VARIANT names its functions and moves them;
 // the functions that nobody calls give it some thousand unwind rows.
 #define JOIN(a, b, c) a##b##c
 #define NAMED(number, part) JOIN(tiny_, number, part)
@@ -16,7 +16,7 @@ __asm__(".text\n.globl _start\n.type _start, @function\n_start:\n.cfi_startproc\
         "and $-16, %rsp\ncall main\nhlt\n.cfi_endproc\n.size _start, . - _start\n");
 
 static APART unsigned long NAME(_leaf)(unsigned long x) {
-    for (long i = 0; i < 1000000; i++) x = x * 6364136223846793005ul + 1442695040888963407ul;
+    for (long i = 0; i < ROUNDS; i++) x = x * 6364136223846793005ul + 1442695040888963407ul;
     sink += x;
     return x;
 }

@@ -41,9 +41,18 @@ pub fn frameless_brief(name: &str) -> Result<PathBuf, BuildError> {
     in_c(name, &format!("{PRELUDE}#line 1\n{}", include_str!("../programs/brief.c")), &["-w"])
 }
 
-/// A kind of small executable, called `tiny-KIND`. Its functions, the innermost first: [`tiny_chain`].
+/// A kind of small executable, called `tiny-KIND`, that lives some milliseconds. Its functions, the innermost first: [`tiny_chain`].
 pub fn tiny(kind: u32) -> Result<PathBuf, BuildError> {
-    let define = format!("-DVARIANT={kind}");
+    tiny_of(kind, 1_000_000)
+}
+
+/// The same, for ten times as long.
+pub fn tiny_for_longer(kind: u32) -> Result<PathBuf, BuildError> {
+    tiny_of(kind, 10_000_000)
+}
+
+fn tiny_of(kind: u32, rounds: u32) -> Result<PathBuf, BuildError> {
+    let (define, rounds) = (format!("-DVARIANT={kind}"), format!("-DROUNDS={rounds}"));
     let flags = [
         "-nostdlib",
         "-nostartfiles",
@@ -54,6 +63,7 @@ pub fn tiny(kind: u32) -> Result<PathBuf, BuildError> {
         // "bulkhead-test-number", where breeder.c writes another one for each copy.
         "-Wl,--build-id=0x62756c6b686561642d746573742d6e756d626572",
         &define,
+        &rounds,
     ];
     in_c(&format!("tiny-{kind}"), include_str!("../programs/tiny.c"), &flags)
 }

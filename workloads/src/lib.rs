@@ -17,7 +17,7 @@ pub use catalogue::{
 };
 pub use churn::{
     CHURN_LIBRARIES, TEMPLATE_DEPTH, breeder, churn_library, churn_library_chain, churn_loader,
-    frameless_brief, templates, thread_starts, tiny, tiny_chain,
+    frameless_brief, templates, thread_starts, tiny, tiny_chain, tiny_for_longer,
 };
 pub use frameless::{Frameless, SECRET, exceptions, frameless, rust_release};
 pub use remapped::{Remapped, remapped};

@@ -15,7 +15,7 @@ use tests::{
 };
 use workloads::{
     CHURN_LIBRARIES, TEMPLATE_DEPTH, breeder, churn_library, churn_library_chain, churn_loader,
-    frameless_brief, templates, thread_starts, tiny, tiny_chain,
+    frameless_brief, templates, thread_starts, tiny_chain, tiny_for_longer,
 };
 
 use crate::{Case, truth::user_names};
@@ -99,23 +99,21 @@ fn libraries_come_and_go_without_frame_pointers(system: &System) {
     assert!(visits[1] > 0.9 * visits[0], "{last}");
 }
 
-/// Windows of a command name, until what makes its processes has ended and one more is over. Says how it ended.
+/// All windows of a command name, when what makes its processes has ended. Says how it ended.
 fn collect_all(system: &System, comm: &str, running: &mut Running) -> Profile {
+    let status = running.wait_end(120);
+    assert!(status.success(), "{status}: {}", running.output());
+    // The window that it ended in, and one without it.
     let selector = format!("{{comm=\"{comm}\"}}");
+    while system.query(&selector, "").is_ok() {}
     let mut all = Profile::default();
-    loop {
-        let has_ended = running.status().is_some();
-        match system.query(&selector, "") {
-            Ok(profile) if all.stacks.is_empty() => all = profile,
-            Ok(profile) => all.append(profile),
-            Err(response) => assert_eq!(response.status, 404, "{}", response.text()),
-        }
-        if has_ended {
-            break;
+    for profile in system.stored(comm) {
+        if all.stacks.is_empty() {
+            all = profile;
+        } else {
+            all.append(profile);
         }
     }
-    let status = running.wait_end(1);
-    assert!(status.success(), "{status}: {}", running.output());
     all
 }
 
@@ -127,13 +125,13 @@ fn is_root(frame: &Frame) -> bool {
     first_instructions(Path::new(&frame.mapping)).contains(&frame.address)
 }
 
-/// Each runs for a few milliseconds, and nobody has seen it before: the samples wait for the rows. Of some the file is gone before
-/// it can be opened, and such a stack says so.
+/// Each runs for some 30 ms, and nobody has seen it before: the samples wait for the rows. (Of one that is gone before its file
+/// can be opened nobody can know any.)
 fn executables_never_seen_before(system: &System) {
-    const EXECUTABLES: &str = "300";
+    const EXECUTABLES: &str = "100";
     let folder = tempfile::tempdir().unwrap();
     let kind = CHURN_LIBRARIES;
-    let path = tiny(kind).unwrap();
+    let path = tiny_for_longer(kind).unwrap();
     let mut running = Running::start(
         &breeder().unwrap(),
         &[folder.path().as_os_str(), EXECUTABLES.as_ref(), path.as_os_str()],
@@ -152,7 +150,7 @@ fn executables_never_seen_before(system: &System) {
     let (_, user) = profile.said_complete();
     println!("{whole} of {user} whole");
     assert!(user > 30, "{}", profile.dump());
-    assert!(whole as f64 >= 0.8 * user as f64, "{whole} of {user}: {:?}", profile.comments);
+    assert!(whole as f64 >= 0.95 * user as f64, "{whole} of {user}: {:?}", profile.comments);
 }
 
 fn short_processes_against_perf(system: &System) {

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         let trials = cases.into_iter().map(|(name, _)| Trial::test(name, || Ok(()))).collect();
         return libtest_mimic::run(&arguments, trials).exit_code();
     }
-    let system = Arc::new(System::start(Options::default()));
+    let system = Arc::new(System::start(Options { store: true, ..Options::default() }));
     let trials = cases
         .into_iter()
         .map(|(name, case)| {
