@@ -1,21 +1,27 @@
 //! Finding the perf map of a process: the file in which a run-time compiler says where it put its code. It is the one
 //! file that is known by its name only, and the name leads through directories that the process controls (W2).
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::{Component, Path},
+};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat, readlinkat};
+
+const DIRECTORY: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// Opens `/tmp/perf-PID.map` as the process itself would: under its own root, with the pid that it has in its own pid
 /// namespace. Only a regular file that belongs to the process's own user or to root.
 pub(crate) fn open_of(pid: u32) -> io::Result<OwnedFd> {
-    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = open(format!("/proc/{pid}/root"), directory, Mode::empty())?;
+    // The one link that is followed: the kernel's own.
+    let root = open(format!("/proc/{pid}/root"), DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty())?;
     let process = Status::of(pid)?;
-    let name = format!("tmp/perf-{}.map", process.innermost_pid);
+    let folder = folder_of(&root)?;
     // Nonblocking, so that a FIFO in its place does not hold this process.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = openat2(&root, name, flags, Mode::empty(), resolve)?;
+    let file = openat(&folder, format!("perf-{}.map", process.innermost_pid), flags, Mode::empty())?;
     let stat = fstat(&file)?;
     if !FileType::from_raw_mode(stat.st_mode).is_file() {
         return Err(io::Error::other("not a regular file"));
@@ -24,6 +30,28 @@ pub(crate) fn open_of(pid: u32) -> io::Result<OwnedFd> {
         return Err(io::Error::other("it belongs to another user"));
     }
     Ok(file)
+}
+
+/// The folder of perf maps under a process's root. Where `/tmp` is a link, as on some hosts, the folders that it names are looked
+/// for under the same root, none of them a link again. (openat2(2) would resolve links itself, but its flags lie where no filter
+/// of system calls can see whether it opens for writing.)
+fn folder_of(root: &OwnedFd) -> io::Result<OwnedFd> {
+    let folder = openat(root, "tmp", DIRECTORY, Mode::empty());
+    if folder.is_ok() {
+        return Ok(folder?);
+    }
+    let link = readlinkat(root, "tmp", Vec::new())?;
+    let mut folder = None;
+    for component in Path::new(std::ffi::OsStr::from_bytes(link.as_bytes())).components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => {
+                folder = Some(openat(folder.as_ref().unwrap_or(root), name, DIRECTORY, Mode::empty())?);
+            }
+            _ => return Err(io::Error::other("/tmp is a link to a place that is not followed")),
+        }
+    }
+    folder.ok_or_else(|| io::Error::other("/tmp is a link to the root"))
 }
 
 /// What `/proc/PID/status` says (`proc_pid_status(5)`).
@@ -57,6 +85,34 @@ mod tests {
     use rustix::fs::CWD;
 
     use super::*;
+
+    #[test]
+    fn a_folder_that_is_a_link_is_found_under_the_same_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = open(folder.path(), DIRECTORY, Mode::empty()).unwrap();
+        let inode = |file: &OwnedFd| fstat(file).unwrap().st_ino;
+        assert!(folder_of(&root).is_err());
+        fs::create_dir_all(folder.path().join("var/real")).unwrap();
+        let real = open(folder.path().join("var/real"), DIRECTORY, Mode::empty()).unwrap();
+        for (target, is_found) in [
+            ("var/real", true),
+            ("/var/./real", true),
+            ("../var/real", false),
+            ("/", false),
+            ("var/link", false),
+        ] {
+            symlink(target, folder.path().join("tmp")).unwrap();
+            assert_eq!(
+                folder_of(&root).is_ok_and(|found| inode(&found) == inode(&real)),
+                is_found,
+                "{target}"
+            );
+            fs::remove_file(folder.path().join("tmp")).unwrap();
+            let _ = symlink("/var/real", folder.path().join("var/link"));
+        }
+        fs::create_dir(folder.path().join("tmp")).unwrap();
+        assert!(folder_of(&root).is_ok());
+    }
 
     #[test]
     fn only_a_plain_file_of_the_process_is_opened() {

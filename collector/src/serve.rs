@@ -110,12 +110,22 @@ impl Wake {
     }
 }
 
+/// The signals by which somebody says that it is time to stop.
+pub(crate) struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
 /// Works until told to stop.
 pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
-    let Ready { mut profiler, mut listener, uploader, wake, waits_for_kernel_addresses } = ready;
+    let Ready { mut profiler, mut listener, uploader, wake, mut stop, waits_for_kernel_addresses } = ready;
     let error = |action| move |source| ServeError { action, source };
-    let mut terminate = listen_for(SignalKind::terminate())?;
-    let mut interrupt = listen_for(SignalKind::interrupt())?;
     let mut cpus: Vec<u32> = profiler.cpus().to_vec();
     // Whether something waits for the next round already.
     let mut more = false;
@@ -125,8 +135,8 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
     loop {
         // Without an order: whoever is always ready, a storm of records or an uploader that floods, has its share only.
         tokio::select! {
-            _ = terminate.recv() => return Ok(Outcome::Stopped),
-            _ = interrupt.recv() => return Ok(Outcome::Stopped),
+            _ = stop.terminate.recv() => return Ok(Outcome::Stopped),
+            _ = stop.interrupt.recv() => return Ok(Outcome::Stopped),
             woken = wake.wait() => {
                 more |= woken.map_err(error("wait for the kernel's records"))?;
             }
@@ -171,10 +181,6 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
             }
         }
     }
-}
-
-fn listen_for(kind: SignalKind) -> Result<Signal, ServeError> {
-    signal(kind).map_err(|source| ServeError { action: "listen for signals", source })
 }
 
 type Greeted = (CollectorEnd, Result<ipc::Hello, HandshakeError>);

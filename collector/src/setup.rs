@@ -16,7 +16,7 @@ use crate::{
     policy,
     profiler::{Parts, Profiler},
     programs::{self, Machine, Programs, ProgramsError},
-    serve::{self, Wake},
+    serve::{self, Stop, Wake},
     socket::{self, SocketError},
     vdso,
 };
@@ -29,6 +29,8 @@ pub(crate) enum SetupError {
     Capability(#[from] security::CapabilityError),
     #[error(transparent)]
     Process(#[from] security::ProcessError),
+    #[error(transparent)]
+    SystemCalls(#[from] security::SeccompError),
     #[error(
         "not enough privilege: {} {} missing; start the collector as root, or as a user with the capabilities that --help lists", .0, if .0.contains(',') { "are" } else { "is" }
     )]
@@ -45,7 +47,7 @@ pub(crate) enum SetupError {
     KernelSymbols(#[source] io::Error),
     #[error("cannot read /proc: {0}")]
     Scan(#[source] io::Error),
-    #[error("cannot wait for the kernel's records: {0}")]
+    #[error("cannot wait for the kernel's records and for signals: {0}")]
     Wake(#[source] io::Error),
 }
 
@@ -55,6 +57,7 @@ pub(crate) struct Ready {
     pub(crate) listener: UnixSeqpacketListener,
     pub(crate) uploader: u32,
     pub(crate) wake: Wake,
+    pub(crate) stop: Stop,
     /// Kernel addresses were hidden at the start, and this process would be allowed to read them.
     pub(crate) waits_for_kernel_addresses: bool,
 }
@@ -73,6 +76,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Ready, SetupError> {
     let vdso = vdso::copy().inspect_err(|error| log::warn!("frames in the vdso have no names: {error}")).ok();
     let wake = Wake::new(&programs, &kernel_events).map_err(SetupError::Wake)?;
     let listener = socket::listen(&flags.socket)?;
+    let stop = Stop::listen().map_err(SetupError::Wake)?;
     let may_read_addresses = !limitations.no_syslog;
     let welcome =
         limitations.welcome(&machine, &programs, flags.sampling_frequency, kernel_symbols.is_some());
@@ -81,6 +85,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Ready, SetupError> {
     // From here on nothing can be loaded, attached or opened that needs more than this.
     security::keep_exactly(&policy::KEPT.map(|(capability, _)| capability))?;
     security::harden()?;
+    security::allow_only(policy::CALLS)?;
 
     let waits_for_kernel_addresses = parts.kernel_symbols.is_none() && may_read_addresses;
     let profiler = Profiler::new(parts, serve::now()).map_err(SetupError::Scan)?;
@@ -92,7 +97,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Ready, SetupError> {
         flags.socket.display(),
         flags.uploader_user,
     );
-    Ok(Ready { profiler, listener, uploader, wake, waits_for_kernel_addresses })
+    Ok(Ready { profiler, listener, uploader, wake, stop, waits_for_kernel_addresses })
 }
 
 /// What must be there is there, or is named.

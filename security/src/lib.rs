@@ -1,13 +1,16 @@
-//! Mechanism of the wall, for both halves: capabilities, process attributes, users. Which half may keep what is said
+//! Mechanism of the wall, for both halves: capabilities, system calls, process attributes, users. Which half may keep what is said
 //! by the half itself, in its `policy` module.
 
 mod capabilities;
 mod memory;
 mod process;
+mod seccomp;
+mod system_calls;
 mod users;
 
 pub use capabilities::{CapabilityError, effective, keep_exactly, missing};
 pub use caps::{Capability, CapsHashSet};
 pub use memory::give_back_memory;
 pub use process::{ProcessError, harden};
+pub use seccomp::{Call, Only, REFUSED, SeccompError, allow_only};
 pub use users::{UserError, uid_of};

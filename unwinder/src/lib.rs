@@ -92,10 +92,11 @@ pub fn step(machine: &mut impl Machine, cursor: &mut Cursor) -> Result<(), End> 
     if let Some(rule) = rule {
         return rules::apply(machine, cursor, rule);
     }
+    frame_pointers::step(machine, cursor, table)?;
     if table != NO_TABLE {
         cursor.guessed = cursor.guessed.wrapping_add(1);
     }
-    frame_pointers::step(machine, cursor, table)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -31,8 +31,6 @@ struct Times {
 }
 
 pub(crate) fn measure() {
-    // A new pair, whose store of rows is empty: in a full one a large table waits until others have made room.
-    let system = &System::start(Options { window: "1s", ..Options::default() });
     println!(
         "| first start of | new files | rows | ms until computed: median, most | ms until the collector says that they \
          are used: least, most |"
@@ -45,14 +43,15 @@ pub(crate) fn measure() {
         let built = Command::new("gcc").arg(&source).arg("-o").arg(&program).status().ok()?;
         built.success().then(|| vec![program.display().to_string()])
     };
-    line(system, "a small program", 1, small);
-    line(system, "cc1", 1, |folder| {
+    line("a small program", 1, small);
+    line("cc1", 1, |folder| {
         let found = output("gcc", &["-print-prog-name=cc1"])?;
         let program = copy(Path::new(&found), folder)?;
         let source = folder.join("large.c");
         Some(vec![program, "-quiet".into(), "-O2".into(), source.display().to_string(), "-o/dev/null".into()])
     });
-    line(system, "rustc, its driver and LLVM", 3, |folder| {
+    // rustc itself does nothing but call its driver: it is not sampled, and may have no rows.
+    line("rustc's driver and LLVM", 2, |folder| {
         let root = PathBuf::from(output("rustc", &["--print", "sysroot"])?);
         for name in ["bin", "lib"] {
             fs::create_dir(folder.join(name)).ok()?;
@@ -85,7 +84,9 @@ fn copy(from: &Path, folder: &Path) -> Option<String> {
 }
 
 /// Measures starts of what `make` makes in a new folder: a command line.
-fn line(system: &System, name: &str, new: u32, make: impl Fn(&Path) -> Option<Vec<String>>) {
+fn line(name: &str, new: u32, make: impl Fn(&Path) -> Option<Vec<String>>) {
+    // A new pair, whose store of rows is empty.
+    let system = System::start(Options { window: "1s", ..Options::default() });
     let mut all = Vec::new();
     for _ in 0..TIMES {
         let folder = tempfile::Builder::new().prefix("bulkhead-rows.").tempdir().expect("a temporary folder");
@@ -98,7 +99,7 @@ fn line(system: &System, name: &str, new: u32, make: impl Fn(&Path) -> Option<Ve
         };
         // Before it: what else has been started meanwhile has its rows by then.
         thread::sleep(Duration::from_secs(2));
-        match start(system, new, &line) {
+        match start(&system, new, &line) {
             Some(times) => all.push(times),
             None => eprintln!("{name}: no rows within {} s", PATIENCE.as_secs()),
         }
