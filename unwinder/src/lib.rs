@@ -92,11 +92,10 @@ pub fn step(machine: &mut impl Machine, cursor: &mut Cursor) -> Result<(), End> 
     if let Some(rule) = rule {
         return rules::apply(machine, cursor, rule);
     }
-    frame_pointers::step(machine, cursor, table)?;
     if table != NO_TABLE {
         cursor.guessed = cursor.guessed.wrapping_add(1);
     }
-    Ok(())
+    frame_pointers::step(machine, cursor, table)
 }
 
 #[cfg(test)]
