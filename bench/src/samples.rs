@@ -13,9 +13,9 @@ use workloads::{CallTree, Start, WITHOUT_FRAME_POINTERS};
 /// Flags for a program that has frame pointers and no unwind information.
 const WITHOUT_ROWS: &[&str] = &["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"];
 /// Compiles the same file again and again. gcc's own code is 20 MiB, with 430,000 rows.
-const COMPILER: &str = "i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); \
+const COMPILER: &str = "cd \"$1\"; i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); \
     echo \"int f$i(int *a, int n) { int s = $i; for (int i = 0; i < n; i++) s += a[i] * a[n - i - 1]; return s; }\"; done >f.c; \
-    while :; do cc -O2 -c -o \"$0.o\" f.c; done";
+    while :; do cc -O2 -c -o f.o f.c; done";
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 /// Prints the table.
@@ -62,7 +62,8 @@ pub(crate) fn table() {
     }
     let [cold, warm] = systems.map(|start| {
         let system = start();
-        let _busy = [0, 1].map(|_| Running::shell(COMPILER, &[""; 0]));
+        let folders = [0, 1].map(|_| tempfile::tempdir().expect("a temporary folder"));
+        let _busy = folders.each_ref().map(|folder| Running::shell(COMPILER, &[folder.path()]));
         // Until its rows are there.
         thread::sleep(Duration::from_secs(10));
         a_sample(&system, "cc1")

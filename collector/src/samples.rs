@@ -6,7 +6,7 @@ use records::{
 use unwinder::{Cursor, Registers};
 
 /// A record, taken apart.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct RawSample {
     pub(crate) timestamp: u64,
     pub(crate) cgroup: u64,

@@ -201,18 +201,11 @@ mod tests {
         let rest = Rest { cursor, registers: [0; REGISTERS as usize], base: 0x7000, stack };
         RawSample {
             timestamp: 100,
-            cgroup: 0,
-            start_boottime: 0,
-            pid: 5,
-            tid: 5,
-            cpu: 0,
             end: End::NotPlaced as u8,
-            guessed: 0,
             process: 3,
-            comm: Vec::new(),
-            kernel: Vec::new(),
             user: vec![0x4010],
             rest: Some(Box::new(rest)),
+            ..RawSample::default()
         }
     }
 

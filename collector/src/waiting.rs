@@ -67,7 +67,7 @@ fn size(sample: &OnItsWay) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use records::{End, REGISTERS};
+    use records::REGISTERS;
 
     use super::*;
     use crate::samples::Rest;
@@ -79,21 +79,7 @@ mod tests {
             base: 0,
             stack: vec![0; 16 * 1024],
         };
-        let raw = RawSample {
-            timestamp: 0,
-            cgroup: 0,
-            start_boottime: 0,
-            pid,
-            tid: pid,
-            cpu: 0,
-            end: End::RowsMissing as u8,
-            guessed: 0,
-            process: 1,
-            comm: Vec::new(),
-            kernel: Vec::new(),
-            user: vec![0x1000],
-            rest: Some(Box::new(rest)),
-        };
+        let raw = RawSample { pid, user: vec![0x1000], rest: Some(Box::new(rest)), ..RawSample::default() };
         OnItsWay { raw, counted: 0, process: ProcessId(pid), space: AddressSpace::default(), until }
     }
 

@@ -32,13 +32,23 @@ pub(crate) struct Stub {
     pub(crate) name: String,
 }
 
+/// The sections of stubs, each with its bytes; those that cannot be read are left out.
+pub(crate) fn code<'e>(elf: &'e Elf<'_>) -> Vec<(&'e Section, Vec<u8>)> {
+    let sections = NAMES.iter().filter_map(|name| elf.section(name));
+    let with_code = |section: &'e Section| {
+        let code = read_range(elf.file, "PLT", section.offset, section.size, MAX_SECTION).ok()?;
+        Some((section, code))
+    };
+    sections.filter_map(with_code).collect()
+}
+
 /// All stubs, as long as they take no more than about `room` bytes. None if anything about them is odd: they are a nicety.
 pub(crate) fn stubs(elf: &Elf<'_>, room: usize) -> Vec<Stub> {
     if elf.machine != EM_X86_64 || elf.encoding.class != Class::Elf64 {
         return Vec::new();
     }
     let Some(dynsym) = elf.section_of_kind(SHT_DYNSYM) else { return Vec::new() };
-    let sections: Vec<_> = NAMES.iter().filter_map(|name| elf.section(name)).collect();
+    let sections = code(elf);
     if sections.is_empty() {
         return Vec::new();
     }
@@ -50,10 +60,7 @@ pub(crate) fn stubs(elf: &Elf<'_>, room: usize) -> Vec<Stub> {
 
     let mut stubs = Vec::new();
     let mut used = 0;
-    for section in sections {
-        let Ok(code) = read_range(elf.file, "PLT", section.offset, section.size, MAX_SECTION) else {
-            continue;
-        };
+    for (section, code) in sections {
         let size = if section.entry_size == 8 { 8 } else { 16 };
         for (index, stub) in code.chunks_exact(size).enumerate() {
             let address = section.address.wrapping_add((index * size) as u64);

@@ -12,5 +12,5 @@ pub use capabilities::{CapabilityError, effective, keep_exactly, missing};
 pub use caps::{Capability, CapsHashSet};
 pub use memory::give_back_memory;
 pub use process::{ProcessError, harden};
-pub use seccomp::{Call, Only, REFUSED, SeccompError, allow_only};
+pub use seccomp::{Call, Only, PR_GET_AUXV, REFUSED, SeccompError, allow_only};
 pub use users::{UserError, uid_of};

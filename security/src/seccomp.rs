@@ -23,6 +23,17 @@ pub struct Call {
     pub reason: &'static str,
 }
 
+impl Call {
+    /// A line of a policy.
+    #[must_use]
+    pub const fn new(name: &'static str, only: &'static [Only], reason: &'static str) -> Self {
+        Call { name, only, reason }
+    }
+}
+
+/// Option of prctl(2) by which a process reads its own auxiliary vector (`include/uapi/linux/prctl.h`).
+pub const PR_GET_AUXV: u32 = 0x4155_5856;
+
 /// With which arguments a call is allowed. Arguments count from 0; of each the low 32 bits are compared.
 #[derive(Clone, Copy, Debug)]
 pub enum Only {
@@ -36,6 +47,13 @@ pub enum Only {
     Own(u8),
     /// With none: it fails with this error, and whoever tries it goes on without.
     Fails(i32),
+}
+
+impl Only {
+    /// Of mmap(2) and mprotect(2): memory that is not executable.
+    pub const NOT_EXECUTABLE: Only = Only::Without(2, libc::PROT_EXEC.cast_unsigned());
+    /// Of mmap(2): memory without a file.
+    pub const ANONYMOUS: Only = Only::With(3, libc::MAP_ANONYMOUS.cast_unsigned());
 }
 
 /// A policy could not be put in force.

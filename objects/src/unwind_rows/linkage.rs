@@ -10,11 +10,8 @@ use super::{
     entries::{self, Each, Entries},
     innermost::Function,
 };
-use crate::{ObjectError, elf::Elf, read_at::read_range};
+use crate::{ObjectError, elf::Elf, plt};
 
-const NAMES: [&str; 3] = [".plt", ".plt.sec", ".plt.got"];
-/// Largest section that is looked at, in bytes: 65,536 stubs.
-const MAX_SECTION: u64 = 1 << 20;
 /// Size of a stub. (Those of `.plt.got` may have half of it; all of these have one rule.)
 const STUB: usize = 16;
 
@@ -24,13 +21,8 @@ pub(super) struct Linkage(Vec<(u64, Vec<u8>)>);
 impl Linkage {
     /// Those of a file; none if anything about them is odd.
     pub(super) fn of(elf: &Elf<'_>) -> Self {
-        let sections = NAMES.iter().filter_map(|name| elf.section(name));
-        let read =
-            sections.filter(|section| section.address.is_multiple_of(STUB as u64)).filter_map(|section| {
-                let code = read_range(elf.file, "PLT", section.offset, section.size, MAX_SECTION).ok()?;
-                Some((section.address, code))
-            });
-        Linkage(read.collect())
+        let sections = plt::code(elf).into_iter().map(|(section, code)| (section.address, code));
+        Linkage(sections.filter(|(address, _)| address.is_multiple_of(STUB as u64)).collect())
     }
 }
 

@@ -100,7 +100,7 @@ fn libraries_come_and_go_without_frame_pointers(system: &System) {
 }
 
 /// All windows of a command name, when what makes its processes has ended. Says how it ended.
-fn collect_all(system: &System, comm: &str, running: &mut Running) -> Profile {
+pub(crate) fn collect_all(system: &System, comm: &str, running: &mut Running) -> Profile {
     let status = running.wait_end(120);
     assert!(status.success(), "{status}: {}", running.output());
     // The window that it ended in, and one without it.
