@@ -1,10 +1,12 @@
 //! The BPF programs: at each tick of a CPU's clock, one record of what that CPU was doing.
 //!
 //! `sample` fills the header and the kernel's frames, finds the user's registers and unwinds the first frames;
-//! `unwind_more` goes on, a tail call for every [`FRAMES_PER_CALL`] frames; whichever finishes writes the record.
+//! `unwind_more` goes on, a tail call for every [`FRAMES_PER_CALL`] frames; whichever finishes writes the record. Apart from them,
+//! `file_open` keeps the collector itself within its fence.
 #![no_std]
 #![no_main]
 
+mod fence;
 mod process;
 mod task;
 

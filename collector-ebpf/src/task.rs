@@ -16,7 +16,7 @@ use unwinder::Registers;
 use crate::global;
 
 /// Not a member of this kernel's structure.
-const ABSENT: u32 = u32::MAX;
+pub(crate) const ABSENT: u32 = u32::MAX;
 /// `PF_KTHREAD` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
 /// User code segments of 64-bit and 32-bit code (`__USER_CS`, `__USER32_CS` in arch/x86/include/asm/segment.h).
@@ -33,6 +33,7 @@ macro_rules! globals {
         $($(#[$doc])* #[unsafe(no_mangle)] static $name: $type = $value;)*
     };
 }
+pub(crate) use globals;
 
 globals! {
     /// Inode of the collector's pid namespace; 0: the initial one, whose ids the kernel gives by itself.
@@ -69,7 +70,7 @@ globals! {
 
 /// Reads kernel memory, which may be anything: a failure is `None`.
 #[inline(always)]
-fn read<T: Copy>(base: u64, offset: &'static u32) -> Option<T> {
+pub(crate) fn read<T: Copy>(base: u64, offset: &'static u32) -> Option<T> {
     let offset = global(offset);
     if offset == ABSENT || base == 0 {
         return None;
@@ -78,7 +79,7 @@ fn read<T: Copy>(base: u64, offset: &'static u32) -> Option<T> {
 }
 
 #[inline(always)]
-fn read_at<T: Copy>(address: u64) -> Option<T> {
+pub(crate) fn read_at<T: Copy>(address: u64) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: the helper fills `value` or fails; the types read here are plain numbers and pt_regs.
     unsafe {

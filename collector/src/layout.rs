@@ -163,8 +163,18 @@ pub(crate) fn offsets(btf: &Btf) -> Result<Vec<(&'static str, u32)>, LayoutError
     let inum = btf.member("ns_common", "inum").ok_or(LayoutError::Missing("ns_common.inum"))?;
     offsets.push(("PID_NAMESPACE_INUM", namespace + inum));
 
-    // Only needed where cgroup v1 is mounted, and absent where cgroups are not configured.
+    let dentry = btf.member("file", "f_path").zip(btf.member("path", "dentry"));
+    offsets.extend(dentry.map(|(path, dentry)| ("FILE_DENTRY", path + dentry)));
     let optional = [
+        // For the fence, which refuses what it cannot read.
+        ("FILE_INODE", "file", "f_inode"),
+        ("DENTRY_NAME", "dentry", "d_name"),
+        ("INODE_MODE", "inode", "i_mode"),
+        ("INODE_SB", "inode", "i_sb"),
+        ("INODE_MAPPING", "inode", "i_mapping"),
+        ("SB_MAGIC", "super_block", "s_magic"),
+        ("SPACE_MAPPED", "address_space", "i_mmap"),
+        // Only needed where cgroup v1 is mounted, and absent where cgroups are not configured.
         ("TASK_CGROUPS", "task_struct", "cgroups"),
         ("CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
         ("CGROUP_KN", "cgroup", "kn"),

@@ -5,6 +5,7 @@ mod address_space;
 mod cgroups;
 mod counters;
 mod executables;
+mod fence;
 mod flags;
 mod kernel_events;
 mod kernel_symbols;

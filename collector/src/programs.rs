@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::{
     counters::KernelCounters,
+    fence::{self, FenceError},
     layout::{self, Btf, LayoutError},
     shared_array::{Plain, SharedArray},
     spaces::{self, SpaceArrays},
@@ -65,7 +66,7 @@ pub(crate) struct Programs {
     pub(crate) counters: KernelCounters,
     /// CPUs that are being sampled.
     pub(crate) cpus: Vec<u32>,
-    _loaded: Ebpf,
+    loaded: Ebpf,
     _tail_calls: ProgramArray<MapData>,
 }
 
@@ -137,6 +138,8 @@ pub(crate) fn start(
     loader.override_global("PID_NAMESPACE", &pid_namespace, true);
     loader.override_global("CGROUP_V1", &cgroup_v1, true);
     loader.override_global("HAVE_TASK_PT_REGS", &have_task_pt_regs, true);
+    let own_pid = std::process::id();
+    loader.override_global("FENCED_PID", &own_pid, true);
     for (global, offset) in &offsets {
         loader.override_global(global, offset, true);
     }
@@ -188,10 +191,29 @@ pub(crate) fn start(
         ring: take(&mut object, "SAMPLES")?.try_into()?,
         counters: KernelCounters::new(counters.fd().as_fd(), highest + 1)?,
         cpus: sampled,
-        _loaded: object,
+        loaded: object,
         _tail_calls: tail_calls,
     };
     Ok((programs, shared))
+}
+
+impl Programs {
+    /// Keeps this process from opening what it has no need to open, where the kernel can; says why it cannot.
+    pub(crate) fn put_up_fence(&mut self) -> Result<(), FenceError> {
+        fence::put_up(&mut self.loaded)
+    }
+}
+
+/// The object for the fence alone, for a test.
+#[cfg(test)]
+pub(crate) fn for_fence(offsets: &[(&'static str, u32)]) -> Ebpf {
+    let own_pid = std::process::id();
+    let mut loader = EbpfLoader::new();
+    loader.btf(None).override_global("FENCED_PID", &own_pid, true);
+    for (global, offset) in offsets {
+        loader.override_global(global, offset, true);
+    }
+    loader.load(OBJECT).expect("the object of this release")
 }
 
 /// A map as memory: from here on it is written without bpf(2).

@@ -120,11 +120,27 @@ impl Stop {
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
+
+    /// When somebody has said so.
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Works until told to stop.
 pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
-    let Ready { mut profiler, mut listener, uploader, wake, mut stop, waits_for_kernel_addresses } = ready;
+    let Ready {
+        mut profiler,
+        mut listener,
+        uploader,
+        wake,
+        mut stop,
+        supervisor,
+        waits_for_kernel_addresses,
+    } = ready;
     let error = |action| move |source| ServeError { action, source };
     let mut cpus: Vec<u32> = profiler.cpus().to_vec();
     // Whether something waits for the next round already.
@@ -135,8 +151,10 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
     loop {
         // Without an order: whoever is always ready, a storm of records or an uploader that floods, has its share only.
         tokio::select! {
-            _ = stop.terminate.recv() => return Ok(Outcome::Stopped),
-            _ = stop.interrupt.recv() => return Ok(Outcome::Stopped),
+            () = stop.told() => {
+                supervisor.stopping();
+                return Ok(Outcome::Stopped);
+            }
             woken = wake.wait() => {
                 more |= woken.map_err(error("wait for the kernel's records"))?;
             }
@@ -176,6 +194,7 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
         more = profiler.round(now());
         if Instant::now() >= next_look {
             next_look = Instant::now() + LOOK_EVERY;
+            supervisor.alive();
             if let Some(reason) = look(&mut cpus, waits_for_kernel_addresses) {
                 return Ok(Outcome::StartAgain(reason));
             }

@@ -5,7 +5,7 @@ use std::io;
 
 use ipc::{Limitation, Welcome};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use security::Capability;
+use security::{Capability, Supervisor};
 use thiserror::Error;
 use tokio_seqpacket::UnixSeqpacketListener;
 
@@ -47,6 +47,8 @@ pub(crate) enum SetupError {
     KernelSymbols(#[source] io::Error),
     #[error("cannot read /proc: {0}")]
     Scan(#[source] io::Error),
+    #[error(transparent)]
+    Supervisor(io::Error),
     #[error("cannot wait for the kernel's records and for signals: {0}")]
     Wake(#[source] io::Error),
 }
@@ -58,6 +60,7 @@ pub(crate) struct Ready {
     pub(crate) uploader: u32,
     pub(crate) wake: Wake,
     pub(crate) stop: Stop,
+    pub(crate) supervisor: Supervisor,
     /// Kernel addresses were hidden at the start, and this process would be allowed to read them.
     pub(crate) waits_for_kernel_addresses: bool,
 }
@@ -69,17 +72,27 @@ pub(crate) fn start(flags: &Flags) -> Result<Ready, SetupError> {
     raise_file_limit();
 
     let machine = Machine::look().map_err(SetupError::Machine)?;
-    let (programs, shared) = programs::start(&machine, flags.sampling_frequency, flags.table_memory)?;
+    let (mut programs, shared) = programs::start(&machine, flags.sampling_frequency, flags.table_memory)?;
     let kernel_events = KernelEvents::open(&programs.cpus)?;
     let mut kernel_text = KernelText::open().map_err(SetupError::KernelSymbols)?;
     let kernel_symbols = kernel_text.read().map_err(SetupError::KernelSymbols)?;
     let vdso = vdso::copy().inspect_err(|error| log::warn!("frames in the vdso have no names: {error}")).ok();
     let wake = Wake::new(&programs, &kernel_events).map_err(SetupError::Wake)?;
     let listener = socket::listen(&flags.socket)?;
+    let supervisor = Supervisor::of_environment().map_err(SetupError::Supervisor)?;
     let stop = Stop::listen().map_err(SetupError::Wake)?;
     let may_read_addresses = !limitations.no_syslog;
-    let welcome =
+    // Known from now on: where the library finds it (/proc/self/auxv) is beyond the fence.
+    let _ = rustix::param::page_size();
+    let fence = programs.put_up_fence();
+    let mut welcome =
         limitations.welcome(&machine, &programs, flags.sampling_frequency, kernel_symbols.is_some());
+    if let Err(error) = fence {
+        log::warn!(
+            "this process, if it were taken over, could read any file: the fence of a BPF LSM program is not there: {error}"
+        );
+        welcome.limitations.push(Limitation::NoFence);
+    }
     let parts = Parts { programs, shared, kernel_events, kernel_text, kernel_symbols, vdso, welcome };
 
     // From here on nothing can be loaded, attached or opened that needs more than this.
@@ -97,7 +110,8 @@ pub(crate) fn start(flags: &Flags) -> Result<Ready, SetupError> {
         flags.socket.display(),
         flags.uploader_user,
     );
-    Ok(Ready { profiler, listener, uploader, wake, stop, waits_for_kernel_addresses })
+    supervisor.ready();
+    Ok(Ready { profiler, listener, uploader, wake, stop, supervisor, waits_for_kernel_addresses })
 }
 
 /// What must be there is there, or is named.

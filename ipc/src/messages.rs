@@ -134,6 +134,8 @@ pub enum Limitation {
     PidNamespace,
     /// The collector may not open the files that other processes have mapped: user frames have no names.
     ExecutablesNotOpened,
+    /// No BPF LSM keeps the collector from opening files that nobody has mapped.
+    NoFence,
 }
 
 /// Kernel symbols: the file is text, a line each `MODULE OFFSET NAME`, `MODULE` decimal, `OFFSET` in hexadecimal from

@@ -1,10 +1,12 @@
-//! Mechanism of the wall, for both halves: capabilities, system calls, process attributes, users. Which half may keep what is said
+//! Mechanism of the wall, for both halves: capabilities, system calls, process attributes, users, the
+//! supervisor. Which half may keep what is said
 //! by the half itself, in its `policy` module.
 
 mod capabilities;
 mod memory;
 mod process;
 mod seccomp;
+mod supervisor;
 mod system_calls;
 mod users;
 
@@ -13,4 +15,5 @@ pub use caps::{Capability, CapsHashSet};
 pub use memory::give_back_memory;
 pub use process::{ProcessError, harden};
 pub use seccomp::{Call, Only, PR_GET_AUXV, REFUSED, SeccompError, allow_only};
+pub use supervisor::Supervisor;
 pub use users::{UserError, uid_of};

@@ -43,6 +43,8 @@ pub enum Only {
     With(u8, u32),
     /// The argument is one of these.
     OneOf(u8, &'static [u32]),
+    /// The argument is not this.
+    Not(u8, u32),
     /// The argument is the id of this process.
     Own(u8),
     /// With none: it fails with this error, and whoever tries it goes on without.
@@ -146,6 +148,7 @@ fn conditions(only: Only) -> Result<Vec<SeccompCondition>, seccompiler::BackendE
         Only::Fails(_) => Ok(Vec::new()),
         Only::Without(argument, bits) => one(argument, masked(bits), 0),
         Only::With(argument, bits) => one(argument, masked(bits), bits),
+        Only::Not(argument, value) => one(argument, SeccompCmpOp::Ne, value),
         Only::Own(argument) => one(argument, SeccompCmpOp::Eq, std::process::id()),
         Only::OneOf(argument, values) => {
             let each = values.iter().map(|value| one(argument, SeccompCmpOp::Eq, *value));

@@ -37,7 +37,7 @@ const BOTH: &[&str] = &[
     "mmap",
 ];
 /// What only the collector must not be able to do. What the uploader may write to is said by other means than system calls.
-const COLLECTOR: &[&str] = &["openat", "open", "unlink", "rename", "connect", "bind"];
+const COLLECTOR: &[&str] = &["openat", "open", "unlink", "rename", "connect", "bind", "close"];
 
 fn attempt(half: &str, what: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_attempt")).args([half, what]).output().unwrap()

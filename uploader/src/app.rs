@@ -2,18 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
+use security::Supervisor;
 use thiserror::Error;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
-    task::spawn_blocking,
+    time::sleep,
 };
 use tracing::{info, warn};
 
 use crate::{
     collector_client,
+    confine::Confinement,
     flags::{Flags, HttpAddress, LogLevel},
-    http::{self, Hosts, server},
+    http::{self, Access, Hosts, Token, TokenError, server},
     policy::{self, PolicyError},
     state::Shared,
     store::local::{LocalStore, StoreError},
@@ -41,6 +43,9 @@ pub enum AppError {
     /// The local folder cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The page's token cannot be read.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The runtime or a signal handler could not be made.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
@@ -49,7 +54,15 @@ pub enum AppError {
 /// Runs until it is told to stop by SIGTERM or SIGINT.
 pub fn run(flags: &Flags) -> Result<(), AppError> {
     log_to_stderr(flags.log_level);
-    policy::drop_everything()?;
+    policy::drop_privileges()?;
+    let store = match &flags.local_store_directory {
+        None => None,
+        Some(directory) => Some(Arc::new(LocalStore::open(directory, flags.local_store_size.0)?)),
+    };
+    let supervisor = Supervisor::of_environment()?;
+    let token = flags.http_token_file.as_deref().map(Token::read).transpose()?;
+    let (HttpAddress::Every(port) | HttpAddress::Host(_, port)) = flags.http_address;
+    let confinement = policy::lock_down(flags.local_store_directory.as_deref(), port)?;
     // One thread for all that waits; what blocks has others.
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -57,29 +70,30 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
         .thread_keep_alive(IDLE_THREAD)
         .thread_name("work")
         .build()?;
-    let result = runtime.block_on(serve(flags));
+    let result = runtime.block_on(serve(flags, store, token, confinement, &supervisor));
     // Threads that are stuck in a read do not hold up the end.
     runtime.shutdown_timeout(LAST_WORK);
     result
 }
 
-async fn serve(flags: &Flags) -> Result<(), AppError> {
+async fn serve(
+    flags: &Flags,
+    store: Option<Arc<LocalStore>>,
+    token: Option<Token>,
+    confinement: Confinement,
+    supervisor: &Supervisor,
+) -> Result<(), AppError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let store = match flags.local_store_directory.clone() {
-        None => None,
-        Some(directory) => {
-            let limit = flags.local_store_size.0;
-            let opened = spawn_blocking(move || LocalStore::open(&directory, limit)).await;
-            Some(Arc::new(opened.map_err(std::io::Error::other)??))
-        }
-    };
     let listener = server::listen_on(&flags.http_address).await?;
     let address = listener.local_addr()?;
     info!("bulkhead-uploader {} on {}", env!("CARGO_PKG_VERSION"), flags.node);
-    if let HttpAddress::Every(port) = flags.http_address {
+    if token.is_none() && !address.ip().to_canonical().is_loopback() {
         warn!(
-            "the page is open to every address of this machine; --http-address=127.0.0.1:{port} keeps it here"
+            "the page is open to whoever reaches {address}; --http-address=127.0.0.1:{} keeps it here, --http-token-file asks for a token",
+            address.port()
         );
+    }
+    if let HttpAddress::Every(_) = flags.http_address {
         info!("the page: http://127.0.0.1:{}/", address.port());
     } else {
         info!("the page: http://{address}/");
@@ -88,15 +102,28 @@ async fn serve(flags: &Flags) -> Result<(), AppError> {
     let window = flags.window();
     let maker = TargetMaker::new(&flags.node, flags.external_labels());
     let (shared, outbox) = Shared::new(maker, flags.thread_labels, window);
-    let router = http::router(Arc::clone(&shared), window, hosts(flags));
+    let router =
+        http::router(Arc::clone(&shared), window, Access { hosts: hosts(flags), token }, confinement);
     tokio::spawn(server::serve(listener, router, window));
     tokio::spawn(windows::run(Arc::clone(&shared), window, store));
     tokio::spawn(collector_client::run(shared, flags.collector_socket.clone(), outbox));
+    supervisor.ready();
     tokio::select! {
         _ = terminate.recv() => info!("stopped by SIGTERM"),
         _ = interrupt.recv() => info!("stopped by SIGINT"),
+        () = stay_alive(supervisor) => {}
     }
+    supervisor.stopping();
     Ok(())
+}
+
+/// Tells the supervisor again and again that the loop goes round, if it wants to hear it. Never ends.
+async fn stay_alive(supervisor: &Supervisor) {
+    let Some(every) = supervisor.alive_every() else { return std::future::pending().await };
+    loop {
+        sleep(every).await;
+        supervisor.alive();
+    }
 }
 
 /// The names that the page may be asked for by.

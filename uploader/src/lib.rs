@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod collector_client;
+pub mod confine;
 pub mod executables;
 pub mod flags;
 pub mod http;

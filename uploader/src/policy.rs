@@ -1,8 +1,12 @@
 //! What the unprivileged half keeps of what it was started with: nothing (promise W9).
 
+use std::path::Path;
+
 use security::{Call, Only, PR_GET_AUXV};
 use thiserror::Error;
 use tracing::warn;
+
+use crate::confine::{ConfineError, Confinement, confine};
 
 /// Why the uploader does not run.
 #[derive(Debug, Error)]
@@ -13,6 +17,9 @@ pub enum PolicyError {
     /// An attribute of the process could not be set.
     #[error(transparent)]
     Process(#[from] security::ProcessError),
+    /// Files and ports could not be restricted.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// System calls could not be restricted.
     #[error(transparent)]
     SystemCalls(#[from] security::SeccompError),
@@ -20,7 +27,7 @@ pub enum PolicyError {
 
 /// Gives up every privilege, for good, and says so if there was one to give up. To be called before there is another
 /// thread and before anything is read.
-pub fn drop_everything() -> Result<(), PolicyError> {
+pub fn drop_privileges() -> Result<(), PolicyError> {
     let had = security::effective()?;
     if rustix::process::getuid().is_root() {
         warn!("started as root: give the uploader a user of its own; it goes on without any capability");
@@ -29,8 +36,17 @@ pub fn drop_everything() -> Result<(), PolicyError> {
     }
     security::keep_exactly(&[])?;
     security::harden()?;
-    security::allow_only(CALLS)?;
+    // What is made is nobody else's business, whatever mode it is made with.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     Ok(())
+}
+
+/// Leaves no file, port or system call but those that are needed. To be called before there is another thread, and before anything
+/// comes from outside.
+pub fn lock_down(local_store: Option<&Path>, port: u16) -> Result<Confinement, PolicyError> {
+    let confinement = confine(local_store, port)?;
+    security::allow_only(CALLS)?;
+    Ok(confinement)
 }
 
 /// Kinds of sockets (socket(2)): to the collector; the page, and name servers and stores. No raw packets, no netlink, no kernel

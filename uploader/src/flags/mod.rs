@@ -49,6 +49,11 @@ pub struct Flags {
     #[arg(long, value_name = "NAME")]
     pub http_allowed_host: Vec<String>,
 
+    /// File with a token that whoever asks for the page must give, as a bearer token or as the password of any user;
+    /// read at the start
+    #[arg(long, value_name = "FILE")]
+    pub http_token_file: Option<PathBuf>,
+
     /// Name of this machine, the label "node" [default: the host name]
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     pub node: String,

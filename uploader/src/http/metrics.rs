@@ -21,7 +21,7 @@ use crate::{state::Shared, worker::Worker};
 /// `/metrics`.
 pub(super) async fn metrics(State(context): State<Context>) -> Response {
     let mut registry = Registry::with_prefix("bulkhead");
-    registry.register_collector(Box::new(Scrape(std::sync::Arc::clone(&context.shared))));
+    registry.register_collector(Box::new(Scrape(context)));
     let mut body = String::with_capacity(16 * 1024);
     match text::encode(&mut body, &registry) {
         Ok(()) => {
@@ -35,7 +35,7 @@ pub(super) async fn metrics(State(context): State<Context>) -> Response {
 }
 
 #[derive(Debug)]
-struct Scrape(std::sync::Arc<Shared>);
+struct Scrape(Context);
 
 /// Encodes one metric after the other.
 struct Encoder<'a>(DescriptorEncoder<'a>);
@@ -92,9 +92,12 @@ impl Encoder<'_> {
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut encoder = Encoder(encoder);
-        collector(&mut encoder, &self.0)?;
-        own(&mut encoder, &self.0)?;
-        sizes(&mut encoder, &self.0)?;
+        collector(&mut encoder, &self.0.shared)?;
+        own(&mut encoder, &self.0.shared)?;
+        sizes(&mut encoder, &self.0.shared)?;
+        let parts = self.0.confinement.parts().map(|(part, enforced)| (part, usize::from(enforced)));
+        let help = "Whether landlock restricts this part of what the uploader may do";
+        encoder.gauges("landlock_enforced", help, "part", parts)?;
         process(&mut encoder)
     }
 }

@@ -9,6 +9,7 @@ mod metrics;
 pub mod pages;
 pub mod selector;
 pub mod server;
+mod token;
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,8 +17,9 @@ use axum::{Router, middleware, routing::get};
 use tokio::sync::Semaphore;
 
 pub use host::Hosts;
+pub use token::{Token, TokenError};
 
-use crate::state::Shared;
+use crate::{confine::Confinement, state::Shared};
 
 /// Queries that may wait for a window at one time.
 const MAX_WAITING: usize = 64;
@@ -28,21 +30,36 @@ pub struct Context {
     shared: Arc<Shared>,
     window: Duration,
     waiting: Arc<Semaphore>,
+    confinement: Confinement,
+}
+
+/// Who may ask.
+#[derive(Debug)]
+pub struct Access {
+    /// By these names.
+    pub hosts: Hosts,
+    /// With this token, if there is one.
+    pub token: Option<Token>,
 }
 
 /// All routes.
-pub fn router(shared: Arc<Shared>, window: Duration, hosts: Hosts) -> Router {
-    let context = Context { shared, window, waiting: Arc::new(Semaphore::new(MAX_WAITING)) };
-    Router::new()
+pub fn router(shared: Arc<Shared>, window: Duration, access: Access, confinement: Confinement) -> Router {
+    let context = Context { shared, window, waiting: Arc::new(Semaphore::new(MAX_WAITING)), confinement };
+    let mut router = Router::new()
         .route("/", get(browse::index))
         .route("/query", get(api::query))
         .route("/api/flamegraph", get(browse::flamegraph))
         .route("/api/targets", get(api::targets))
         .route("/metrics", get(metrics::metrics))
-        .route("/healthz", get(api::healthz))
-        .route("/readyz", get(api::readyz))
-        .with_state(context)
-        .merge(assets::router())
-        .layer(middleware::from_fn_with_state(hosts, host::check))
+        .with_state(context.clone())
+        .merge(assets::router());
+    if let Some(token) = access.token {
+        router = router.layer(middleware::from_fn_with_state(Arc::new(token), token::check));
+    }
+    // Whoever looks after this process needs no token, and learns nothing of the machine.
+    let probes = Router::new().route("/healthz", get(api::healthz)).route("/readyz", get(api::readyz));
+    router
+        .merge(probes.with_state(context))
+        .layer(middleware::from_fn_with_state(access.hosts, host::check))
         .layer(middleware::from_fn(host::protect))
 }

@@ -429,6 +429,9 @@ pub fn limitation_text(limitation: Limitation) -> &'static str {
         Limitation::ExecutablesNotOpened => {
             "the collector may not open the files that other processes have mapped: user frames have no names"
         }
+        Limitation::NoFence => {
+            "no BPF LSM is active in this kernel: a collector that was taken over could read any file"
+        }
     }
 }
 

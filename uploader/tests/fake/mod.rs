@@ -25,8 +25,9 @@ use tokio::{
 use tokio_seqpacket::UnixSeqpacketListener;
 use uploader::{
     collector_client,
+    confine::Confinement,
     flags::HttpAddress,
-    http::{self, Hosts, server},
+    http::{self, Access, Hosts, server},
     profile::decode,
     state::Shared,
     store::local::LocalStore,
@@ -56,7 +57,8 @@ impl Bench {
         let (shared, requests) = Shared::new(maker, true, WINDOW);
         let page = server::listen_on(&HttpAddress::Host("127.0.0.1".into(), 0)).await.unwrap();
         let port = page.local_addr().unwrap().port();
-        let router = http::router(Arc::clone(&shared), WINDOW, Hosts::new([]));
+        let access = Access { hosts: Hosts::new([]), token: None };
+        let router = http::router(Arc::clone(&shared), WINDOW, access, Confinement::default());
         tokio::spawn(server::serve(page, router, WINDOW));
         tokio::spawn(windows::run(Arc::clone(&shared), WINDOW, Some(store)));
         tokio::spawn(collector_client::run(shared, socket, requests));

@@ -1,0 +1,201 @@
+//! Which files the uploader may open, and which ports it may use, whatever it is told by a file that it parses or by a peer
+//! (landlock(7)). What an older kernel cannot enforce is known, logged and in `/metrics`.
+
+use std::path::Path;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, NetPort, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
+};
+use thiserror::Error;
+use tracing::{info, warn};
+
+/// What a name server look-up reads (resolver(5), nsswitch.conf(5), gai.conf(5)); those that are not there are left out.
+const NAMES: [&str; 5] =
+    ["/etc/hosts", "/etc/host.conf", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/gai.conf"];
+/// What it says of itself in `/metrics`.
+const ITSELF: &str = "/proc/self";
+/// Separate debug files of the machine's packages.
+const DEBUG_FILES: &str = "/usr/lib/debug";
+
+/// The newest of landlock's versions that this policy uses everything of.
+const NEWEST: ABI = ABI::V6;
+/// Which version (`landlock_create_ruleset(2)`) brought what.
+const PARTS: [(ABI, &str); 5] = [
+    (ABI::V1, "files"),
+    (ABI::V3, "truncation"),
+    (ABI::V4, "tcp_ports"),
+    (ABI::V5, "device_control"),
+    (ABI::V6, "signals_and_abstract_sockets"),
+];
+
+/// Landlock is there, but does not do what it was told.
+#[derive(Debug, Error)]
+#[error("cannot restrict which files and ports this process may use (landlock): {0}")]
+pub struct ConfineError(#[from] RulesetError);
+
+/// What is enforced.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Confinement {
+    /// The version of landlock that is in force; 0: none.
+    version: i32,
+}
+
+impl Confinement {
+    /// Each part, by the name that it has in `/metrics`, and whether it is enforced.
+    pub fn parts(self) -> impl Iterator<Item = (&'static str, bool)> {
+        PARTS.iter().map(move |(since, part)| (*part, self.version >= *since as i32))
+    }
+}
+
+/// Leaves this process its store, what it needs to look up names, and listening on one port (0: any that the kernel chooses). For
+/// the calling thread and those that it will start, and for good.
+pub fn confine(local_store: Option<&Path>, port: u16) -> Result<Confinement, ConfineError> {
+    let version = match restrict(local_store, port)? {
+        LandlockStatus::Available { effective_abi, .. } => effective_abi as i32,
+        LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => 0,
+    };
+    let confinement = Confinement { version };
+    let missing: Vec<&str> =
+        confinement.parts().filter(|(_, enforced)| !enforced).map(|(part, _)| part).collect();
+    if missing.is_empty() {
+        info!("landlock restricts files, ports and signals");
+    } else {
+        warn!("landlock of this kernel (version {version}) does not restrict: {}", missing.join(", "));
+    }
+    Ok(confinement)
+}
+
+fn restrict(local_store: Option<&Path>, port: u16) -> Result<LandlockStatus, ConfineError> {
+    let all = AccessFs::from_all(NEWEST);
+    let reading = NAMES.iter().chain([&ITSELF, &DEBUG_FILES]);
+    let status = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?
+        .add_rules(path_beneath_rules(reading, AccessFs::ReadFile | AccessFs::ReadDir))?
+        .add_rules(path_beneath_rules(local_store, store_access()))?
+        .add_rule(NetPort::new(port, AccessNet::BindTcp))?
+        .set_compatibility(CompatLevel::BestEffort)
+        .restrict_self()?;
+    Ok(status.landlock)
+}
+
+/// Files and folders, no devices, links, sockets or pipes.
+fn store_access() -> landlock::BitFlags<AccessFs> {
+    AccessFs::ReadFile
+        | AccessFs::ReadDir
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::RemoveFile
+        | AccessFs::RemoveDir
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File, OpenOptions},
+        io,
+        net::{TcpListener, TcpStream},
+        os::unix::{
+            fs::symlink,
+            net::{UnixListener, UnixStream},
+        },
+    };
+
+    use super::*;
+
+    /// What is tried without and within, and whether it is allowed within.
+    fn attempts(
+        folder: &Path,
+        free: u16,
+        other: u16,
+        open: u16,
+    ) -> Vec<(&'static str, bool, io::Result<()>)> {
+        let store = folder.join("store");
+        let write = |path: &Path| OpenOptions::new().create(true).append(true).open(path).map(drop);
+        let read = |path: &Path| File::open(path).map(drop);
+        let listen = |port| TcpListener::bind(("127.0.0.1", port)).map(drop);
+        vec![
+            ("write in the store", true, write(&store.join("file"))),
+            ("make a folder in the store", true, fs::create_dir_all(store.join("sub"))),
+            ("rename in the store", true, fs::rename(store.join("file"), store.join("file2"))),
+            ("remove from the store", true, fs::remove_file(store.join("file2"))),
+            ("list the store", true, fs::read_dir(&store).map(drop)),
+            ("read its own statistics", true, read(Path::new("/proc/self/stat"))),
+            ("look up names", true, read(Path::new("/etc/hosts"))),
+            ("listen on its port", true, listen(free)),
+            ("connect to a named socket", true, UnixStream::connect(folder.join("socket")).map(drop)),
+            ("write outside", false, write(&folder.join("outside"))),
+            ("read outside", false, read(&folder.join("secret"))),
+            ("read outside by a link in the store", false, read(&store.join("link"))),
+            ("read outside by dots", false, read(&store.join("../secret"))),
+            ("list outside", false, fs::read_dir(folder).map(drop)),
+            ("read the users", false, read(Path::new("/etc/passwd"))),
+            ("read of another process", false, read(Path::new("/proc/1/status"))),
+            (
+                "make a link",
+                false,
+                symlink("x", store.join("new-link")).and_then(|()| fs::remove_file(store.join("new-link"))),
+            ),
+            (
+                "move out of the store",
+                false,
+                write(&store.join("moved"))
+                    .and_then(|()| fs::rename(store.join("moved"), folder.join("moved"))),
+            ),
+            ("listen on another port", false, listen(other)),
+            ("connect by TCP", false, TcpStream::connect(("127.0.0.1", open)).map(drop)),
+        ]
+    }
+
+    #[test]
+    fn only_its_own_files_and_its_port() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("store")).unwrap();
+        fs::write(at("secret"), "text").unwrap();
+        symlink(at("secret"), at("store/link")).unwrap();
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let open = server.local_addr().unwrap().port();
+        // Two that are free, as far as anybody can know.
+        let [free, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [free, other] = [free, other].map(|listener| listener.local_addr().unwrap().port());
+
+        for (what, _, result) in attempts(folder.path(), free, other, open) {
+            assert!(result.is_ok(), "without: {what}: {result:?}");
+        }
+        // Landlock is a thread's.
+        let within = std::thread::scope(|scope| {
+            let folder = folder.path();
+            let thread = scope.spawn(move || {
+                let confinement = confine(Some(&folder.join("store")), free).unwrap();
+                assert!(confinement.parts().all(|(_, enforced)| enforced), "{confinement:?}");
+                attempts(folder, free, other, open)
+            });
+            thread.join().unwrap()
+        });
+        for (what, allowed, result) in within {
+            let denied = result.as_ref().is_err_and(|error| {
+                matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::CrossesDevices)
+            });
+            assert_eq!((result.is_ok(), denied), (allowed, !allowed), "within: {what}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn an_older_kernel_enforces_less() {
+        let missing = |version| {
+            let parts = Confinement { version }.parts();
+            parts.filter(|(_, enforced)| !enforced).map(|(part, _)| part).collect::<Vec<_>>()
+        };
+        assert_eq!(missing(0).len(), PARTS.len());
+        assert_eq!(missing(3), ["tcp_ports", "device_control", "signals_and_abstract_sockets"]);
+        assert!(missing(7).is_empty());
+    }
+}
