@@ -29,7 +29,7 @@ const FORBIDDEN: &str = "/proc/self/environ";
 pub(crate) enum FenceError {
     #[error("the kernel's own types cannot be read: {0}")]
     Types(#[from] BtfError),
-    #[error("the kernel refused the program: {0}")]
+    #[error("the kernel refused the program: {}", cause(.0))]
     Program(#[from] ProgramError),
     #[error("the kernel refused to attach the program: {0}")]
     Attach(#[source] io::Error),
@@ -41,6 +41,14 @@ pub(crate) enum FenceError {
         "the kernel does not ask it: \"bpf\" is not among its active security modules (lsm= on its command line)"
     )]
     NotAsked,
+}
+
+/// What the kernel said, without the verifier's log, which has many lines.
+fn cause(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, .. } => io_error.to_string(),
+        other => other.to_string(),
+    }
 }
 
 /// Puts up the fence, until this process ends.

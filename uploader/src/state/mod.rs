@@ -430,7 +430,7 @@ pub fn limitation_text(limitation: Limitation) -> &'static str {
             "the collector may not open the files that other processes have mapped: user frames have no names"
         }
         Limitation::NoFence => {
-            "no BPF LSM is active in this kernel: a collector that was taken over could read any file"
+            "no BPF LSM program limits which files the collector may open (its log says why): if it were taken over, it could read any"
         }
     }
 }
