@@ -16,7 +16,10 @@ use prometheus_client::{
 use records::{End, Loss};
 
 use super::Context;
-use crate::{state::Shared, worker::Worker};
+use crate::{
+    state::{LIMITATIONS, Shared},
+    worker::Worker,
+};
 
 /// `/metrics`.
 pub(super) async fn metrics(State(context): State<Context>) -> Response {
@@ -104,10 +107,17 @@ impl Collector for Scrape {
 
 /// What the collector counts, summed over its restarts.
 fn collector(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
-    let (counters, connected) = {
+    let (counters, connected, limited) = {
         let state = shared.state();
-        (state.collector.total(), state.is_connected())
+        let limited = LIMITATIONS.map(|(limitation, name)| (name, usize::from(state.is_limited(limitation))));
+        (state.collector.total(), state.is_connected(), limited)
     };
+    encoder.gauges(
+        "collector_limited",
+        "Whether the collector lacks something on this machine",
+        "by",
+        limited,
+    )?;
     encoder.gauge("collector_connected", "Whether a collector is connected", usize::from(connected))?;
     encoder.counter(
         "collector_samples",

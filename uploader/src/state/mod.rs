@@ -410,12 +410,25 @@ impl State {
         &self.window
     }
 
+    /// Whether this is missing on this machine.
+    pub fn is_limited(&self, by: Limitation) -> bool {
+        self.welcome.iter().any(|welcome| welcome.limitations.contains(&by))
+    }
+
     /// What is missing on this machine, as sentences.
     pub fn remarks(&self) -> Vec<String> {
         let limitations = self.welcome.iter().flat_map(|welcome| &welcome.limitations);
         limitations.map(|limitation| limitation_text(*limitation).to_owned()).collect()
     }
 }
+
+/// Every limitation, and the name that it has in `/metrics`.
+pub const LIMITATIONS: [(Limitation, &str); 4] = [
+    (Limitation::KernelAddressesHidden, "kernel_addresses_hidden"),
+    (Limitation::PidNamespace, "pid_namespace"),
+    (Limitation::ExecutablesNotOpened, "executables_not_opened"),
+    (Limitation::NoFence, "no_fence"),
+];
 
 /// What is missing, for people.
 pub fn limitation_text(limitation: Limitation) -> &'static str {

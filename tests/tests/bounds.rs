@@ -1,0 +1,192 @@
+//! What an uploader may do to the collector by reading nothing, by saying too much, or by saying what makes no sense: memory
+//! stays within its bounds, nobody waits, and what is lost is counted.
+#![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
+
+use std::{fs, os::fd::OwnedFd, time::Duration};
+
+use ipc::{ExecutableId, FromCollector, FromUploader, ProcessId};
+use rustix::{
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
+        sockopt::{Timeout, set_socket_timeout},
+    },
+    process::Signal,
+};
+use tests::{
+    process::Running,
+    system::{CAPABILITIES, Options, Place, System},
+    wait::wait_for,
+};
+
+/// What the collector may hold, in MiB: as much as after any storm (its queue is 4 MiB, waiting samples 8, and what it knows of
+/// processes).
+const MOST_MIB: usize = 40;
+
+/// Memory of a process that is its own, in MiB. What it shares with the BPF programs is of a fixed size, and not in it.
+fn own_memory(pid: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<usize>().unwrap() / 1024
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn an_uploader_that_reads_nothing() {
+    let system = System::start(Options::default());
+    system.wait_ready();
+    signal(system.uploader_pid(), Signal::STOP);
+    // Two shells that start a process after the other, each with its records and samples.
+    let storm = "i=0; while [ $i -lt 12000 ]; do /bin/true; i=$((i + 1)); done";
+    let mut storms = [0, 1].map(|_| Running::shell(storm, &[""; 0]));
+    let mut most = 0;
+    while storms.iter_mut().any(|storm| storm.status().is_none()) {
+        most = most.max(own_memory(system.collector_pid()));
+    }
+    assert!(system.collector_status().is_none());
+    signal(system.uploader_pid(), Signal::CONT);
+    println!("{most} MiB at most");
+    assert!(most < MOST_MIB, "{most} MiB with an uploader that reads nothing");
+    // They find each other again, with or without a new session, and profiles come.
+    let profile = {
+        let _busy = Running::shell("while :; do :; done", &[""; 0]);
+        system.collect("{comm=\"sh\"}", 50, 60)
+    };
+    assert!(profile.total() >= 50);
+    let lost: f64 = system
+        .metrics()
+        .iter()
+        .filter(|(name, _)| name.contains("lost_total") || name.contains("missed"))
+        .map(|(_, value)| value)
+        .sum();
+    assert!(lost > 0.0, "what was lost meanwhile is counted: {:?}", system.metrics());
+}
+
+/// A peer that does as it likes.
+struct Peer(OwnedFd);
+
+impl Peer {
+    fn connect(path: &str) -> Option<Self> {
+        let file = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).ok()?;
+        connect(&file, &SocketAddrUnix::new(path).ok()?).ok()?;
+        set_socket_timeout(&file, Timeout::Recv, Some(Duration::from_secs(20))).ok()?;
+        Some(Peer(file))
+    }
+
+    fn greeted(path: &str) -> Option<Self> {
+        let peer = Peer::connect(path)?;
+        let role = ipc::Role::Uploader;
+        let hello = ipc::Hello { protocol: ipc::PROTOCOL_VERSION, role, release: "bulkhead 0.0".into() };
+        peer.send(&hello.to_bytes())?;
+        ipc::Hello::from_bytes(&peer.packet()?)?;
+        Some(peer)
+    }
+
+    /// `None`: the other side has closed.
+    fn send(&self, bytes: &[u8]) -> Option<()> {
+        send(&self.0, bytes, SendFlags::NOSIGNAL).ok().map(drop)
+    }
+
+    /// The next packet; `None`: the other side has closed.
+    fn packet(&self) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; ipc::MAX_MESSAGE_SIZE + 1];
+        let (length, _) = recv(&self.0, buffer.as_mut_slice(), RecvFlags::empty()).ok()?;
+        buffer.truncate(length);
+        (length > 0).then_some(buffer)
+    }
+
+    fn takes_leave(&self) -> bool {
+        std::iter::from_fn(|| self.packet()).count() < 1_000_000
+    }
+}
+
+/// A collector whose uploader is this test.
+fn collector() -> (Place, Running) {
+    let place = Place::new();
+    let collector = place.collector_with(&CAPABILITIES, &["--uploader-user=0".to_owned()]);
+    wait_for("the collector listens", 20, || Peer::greeted(&place.socket()));
+    (place, collector)
+}
+
+#[test]
+fn every_cut_and_every_changed_message() {
+    let (place, mut collector) = collector();
+    let messages = [
+        FromUploader::Reopen(ExecutableId(1)),
+        FromUploader::TableRules(Vec::new()),
+        FromUploader::TableEnd,
+        FromUploader::ReopenPerfMap(ProcessId(1)),
+    ];
+    let mut ended = 0;
+    for message in &messages {
+        let whole = ipc::encode(message).unwrap();
+        let mut forms: Vec<Vec<u8>> = (0..whole.len()).map(|length| whole[..length].to_vec()).collect();
+        forms.extend((0..whole.len()).flat_map(|at| {
+            [0x01, 0x80, 0xff].map(|bits| {
+                let mut changed = whole.clone();
+                changed[at] ^= bits;
+                changed
+            })
+        }));
+        forms.push([&whole[..], b"x"].concat());
+        for form in forms {
+            let peer = wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket()));
+            peer.send(&form);
+            if ipc::decode::<FromUploader>(&form).is_err() {
+                // A message that is none ends the session, and only that.
+                assert!(peer.takes_leave(), "{form:x?}");
+                ended += 1;
+            }
+            assert!(collector.status().is_none(), "{form:x?}: {}", place.log("collector"));
+        }
+    }
+    assert!(ended > 10, "{ended} forms were no messages");
+    // Too long.
+    let peer = wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket()));
+    peer.send(&vec![0; ipc::MAX_MESSAGE_SIZE + 1]);
+    assert!(peer.takes_leave());
+    // Half a greeting, a byte, nothing: who does not greet does not hold the place for ever.
+    for begun in [&b""[..], b"\x01", b"BULK"] {
+        let slow = wait_for("the collector takes a slow one", 20, || Peer::connect(&place.socket()));
+        if !begun.is_empty() {
+            slow.send(begun);
+        }
+        wait_for("the place is free again", 30, || Peer::greeted(&place.socket()));
+    }
+    assert!(collector.status().is_none(), "{}", place.log("collector"));
+}
+
+#[test]
+fn a_flood_of_requests_for_what_was_never_handed_out() {
+    let (place, mut collector) = collector();
+    let peer = wait_for("the collector takes the flood", 20, || Peer::greeted(&place.socket()));
+    let request = ipc::encode(&FromUploader::Reopen(ExecutableId(u32::MAX))).unwrap();
+    let perf_map = ipc::encode(&FromUploader::ReopenPerfMap(ProcessId(u32::MAX))).unwrap();
+    // As many as get through until the collector has had enough of them, or 200,000.
+    let (mut sent, mut most) = (0, 0);
+    let reader = Peer(peer.0.try_clone().unwrap());
+    let answers = std::thread::spawn(move || {
+        let mut samples = 0;
+        while let Some(packet) = reader.packet() {
+            if let Ok(FromCollector::Samples(taken)) = ipc::decode::<FromCollector>(&packet) {
+                samples += taken.len();
+            }
+        }
+        samples
+    });
+    while sent < 200_000 && peer.send(&request).is_some() && peer.send(&perf_map).is_some() {
+        sent += 2;
+        if sent % 1000 == 0 {
+            most = most.max(own_memory(collector.pid()));
+        }
+    }
+    rustix::net::shutdown(&peer.0, rustix::net::Shutdown::Both).unwrap();
+    let samples = answers.join().unwrap();
+    println!("{sent} requests, {samples} samples meanwhile, {most} MiB at most");
+    assert!(collector.status().is_none(), "{}", place.log("collector"));
+    assert!(most < MOST_MIB, "{most} MiB in a flood of requests");
+    wait_for("the collector takes another", 20, || Peer::greeted(&place.socket()));
+}
