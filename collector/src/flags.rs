@@ -28,6 +28,8 @@ Flags:
                                   [default: bulkhead-uploader]
       --sampling-frequency=HZ     Samples a second on each CPU, 1 to 1000. [default: 100]
       --unwind-table-memory=SIZE  Kernel memory for unwind rows, taken at the start, 1MiB to 4GiB. [default: 64MiB]
+      --command-names=BOOL        Whether names that processes and threads give themselves are passed on; without them,
+                                  what is in no container or systemd unit is one target. [default: true]
       --log-level=LEVEL           error, warn, info or debug. [default: info]
   -h, --help                      Show this help.
   -V, --version                   Show the version.
@@ -54,6 +56,8 @@ pub(crate) struct Flags {
     pub(crate) sampling_frequency: u32,
     /// In bytes.
     pub(crate) table_memory: u64,
+    /// Whether command names are passed on.
+    pub(crate) command_names: bool,
     pub(crate) log_level: log::LevelFilter,
 }
 
@@ -67,6 +71,8 @@ pub(crate) enum FlagsError {
         "--unwind-table-memory={0}: a size is a whole number with KiB, MiB or GiB behind it, from 1MiB to 4GiB"
     )]
     TableMemory(String),
+    #[error("--command-names={0}: it is true or false")]
+    CommandNames(String),
     #[error("--log-level={0}: a level is error, warn, info or debug")]
     LogLevel(String),
 }
@@ -78,6 +84,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         uploader_user: DEFAULT_UPLOADER_USER.into(),
         sampling_frequency: DEFAULT_FREQUENCY,
         table_memory: DEFAULT_TABLE_MEMORY,
+        command_names: true,
         log_level: log::LevelFilter::Info,
     };
     let mut parser = lexopt::Parser::from_args(arguments);
@@ -102,6 +109,10 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     Some(bytes) if TABLE_MEMORY.contains(&bytes) => bytes,
                     _ => return Err(FlagsError::TableMemory(value)),
                 };
+            }
+            Long("command-names") => {
+                let value = parser.value()?.string()?;
+                flags.command_names = value.parse().map_err(|_| FlagsError::CommandNames(value))?;
             }
             Long("log-level") => {
                 let value = parser.value()?.string()?;
@@ -147,6 +158,7 @@ mod tests {
             "19",
             "--log-level=debug",
             "--unwind-table-memory=2MiB",
+            "--command-names=false",
         ]) else {
             panic!()
         };

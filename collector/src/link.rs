@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use ipc::{CollectorEnd, FromCollector, FromUploader, Sample};
+use ipc::{CollectorEnd, FromCollector, FromUploader, Process, Sample};
 use records::Loss;
 
 use crate::{
@@ -15,9 +15,16 @@ use crate::{
 pub(crate) struct Link {
     session: Option<Session>,
     sessions: u32,
+    /// Whether what processes and threads call themselves stays here.
+    hides_names: bool,
 }
 
 impl Link {
+    /// No session yet.
+    pub(crate) fn new(command_names: bool) -> Self {
+        Link { hides_names: !command_names, ..Link::default() }
+    }
+
     /// The number of the session, if there is one. Numbers begin at 1.
     pub(crate) fn session(&self) -> Option<u32> {
         self.session.as_ref().map(|session| session.number)
@@ -39,6 +46,15 @@ impl Link {
 
     /// Tells the uploader, if there is one.
     pub(crate) fn tell(&mut self, message: &FromCollector, file: Option<OwnedFd>, losses: &mut Losses) {
+        let nameless;
+        let message = match message {
+            FromCollector::Comm(_) if self.hides_names => return,
+            FromCollector::Process(process) if self.hides_names => {
+                nameless = FromCollector::Process(Process { comm: Vec::new(), ..process.clone() });
+                &nameless
+            }
+            other => other,
+        };
         if let Some(session) = &mut self.session
             && let Err(error) = session.push(message, file, losses)
         {
@@ -47,7 +63,10 @@ impl Link {
     }
 
     /// Passes a sample on, or counts it as lost.
-    pub(crate) fn sample(&mut self, sample: Sample, losses: &mut Losses) {
+    pub(crate) fn sample(&mut self, mut sample: Sample, losses: &mut Losses) {
+        if self.hides_names {
+            sample.thread_comm.clear();
+        }
         match &mut self.session {
             Some(session) => {
                 if let Err(error) = session.push_sample(sample, losses) {

@@ -87,6 +87,8 @@ pub(crate) struct Parts {
     pub(crate) kernel_symbols: Option<(KernelSymbols, OwnedFd)>,
     pub(crate) vdso: Option<OwnedFd>,
     pub(crate) welcome: Welcome,
+    /// Whether command names may leave.
+    pub(crate) command_names: bool,
 }
 
 impl Profiler {
@@ -100,7 +102,7 @@ impl Profiler {
             registry: Registry::new(),
             tables: UnwindTables::new(parts.shared.tables),
             spaces: Spaces::new(parts.shared.spaces),
-            link: Link::default(),
+            link: Link::new(parts.command_names),
             welcome: parts.welcome,
             events: Vec::new(),
             samples: Vec::new(),

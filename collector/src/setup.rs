@@ -93,7 +93,9 @@ pub(crate) fn start(flags: &Flags) -> Result<Ready, SetupError> {
         );
         welcome.limitations.push(Limitation::NoFence);
     }
-    let parts = Parts { programs, shared, kernel_events, kernel_text, kernel_symbols, vdso, welcome };
+    let command_names = flags.command_names;
+    let parts =
+        Parts { programs, shared, kernel_events, kernel_text, kernel_symbols, vdso, welcome, command_names };
 
     // From here on nothing can be loaded, attached or opened that needs more than this.
     security::keep_exactly(&policy::KEPT.map(|(capability, _)| capability))?;

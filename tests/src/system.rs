@@ -52,6 +52,12 @@ impl Default for Options {
     }
 }
 
+/// Lets one test of a file run at a time: those that change the whole machine, or count what happens on it.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The folders and programs of a pair: what is there before either half runs.
 #[derive(Debug)]
 pub struct Place {

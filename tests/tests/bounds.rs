@@ -14,7 +14,7 @@ use rustix::{
 };
 use tests::{
     process::Running,
-    system::{CAPABILITIES, Options, Place, System},
+    system::{CAPABILITIES, Options, Place, System, alone},
     wait::wait_for,
 };
 
@@ -36,6 +36,7 @@ fn signal(pid: u32, signal: Signal) {
 
 #[test]
 fn an_uploader_that_reads_nothing() {
+    let _alone = alone();
     let system = System::start(Options::default());
     system.wait_ready();
     signal(system.uploader_pid(), Signal::STOP);
@@ -113,6 +114,7 @@ fn collector() -> (Place, Running) {
 
 #[test]
 fn every_cut_and_every_changed_message() {
+    let _alone = alone();
     let (place, mut collector) = collector();
     let messages = [
         FromUploader::Reopen(ExecutableId(1)),
@@ -161,6 +163,7 @@ fn every_cut_and_every_changed_message() {
 
 #[test]
 fn a_flood_of_requests_for_what_was_never_handed_out() {
+    let _alone = alone();
     let (place, mut collector) = collector();
     let peer = wait_for("the collector takes the flood", 20, || Peer::greeted(&place.socket()));
     let request = ipc::encode(&FromUploader::Reopen(ExecutableId(u32::MAX))).unwrap();
@@ -189,4 +192,35 @@ fn a_flood_of_requests_for_what_was_never_handed_out() {
     assert!(collector.status().is_none(), "{}", place.log("collector"));
     assert!(most < MOST_MIB, "{most} MiB in a flood of requests");
     wait_for("the collector takes another", 20, || Peer::greeted(&place.socket()));
+}
+
+/// Kernel addresses of code: the kernel's own and its modules' (`Documentation/arch/x86/x86_64/mm.rst`).
+const KERNEL_CODE: std::ops::Range<u64> = 0xffff_ffff_8000_0000..0xffff_ffff_ff00_0000;
+
+#[test]
+fn names_stay_if_they_are_to_and_kernel_addresses_always() {
+    let _alone = alone();
+    let name = b"private-matter";
+    let script = "echo private-matter >/proc/$$/comm; while :; do read -r x </proc/self/stat; done";
+    let _running = Running::shell(script, &[""; 0]);
+    for hidden in [true, false] {
+        let place = Place::new();
+        let flags = ["--uploader-user=0".to_owned(), format!("--command-names={}", !hidden)];
+        let _collector = place.collector_with(&CAPABILITIES, &flags);
+        let peer = wait_for("the collector takes the test in", 20, || Peer::greeted(&place.socket()));
+        let (mut samples, mut kernel_frames, mut named) = (0, 0, 0);
+        while samples < 100 {
+            let packet = peer.packet().unwrap();
+            named += usize::from(packet.windows(name.len()).any(|bytes| bytes == name));
+            for word in packet.windows(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())) {
+                assert!(!KERNEL_CODE.contains(&word), "a kernel address crosses: {word:x} in {packet:x?}");
+            }
+            if let FromCollector::Samples(taken) = ipc::decode::<FromCollector>(&packet).unwrap() {
+                samples += taken.len();
+                kernel_frames += taken.iter().map(|sample| sample.kernel.len()).sum::<usize>();
+            }
+        }
+        assert!(kernel_frames > 50, "{kernel_frames} kernel frames");
+        assert_eq!(named == 0, hidden, "{named} packets with the name");
+    }
 }

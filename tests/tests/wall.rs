@@ -6,9 +6,9 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
     os::unix::process::ExitStatusExt as _,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::{
@@ -17,16 +17,10 @@ use rustix::{
 };
 use tests::{
     process::{Running, run},
-    system::{AGAIN, CAPABILITIES, Options, Place, System, status_fields},
+    system::{AGAIN, CAPABILITIES, Options, Place, System, alone, status_fields},
     wait::wait_for,
 };
 use workloads::{CallTree, Start};
-
-/// These change the whole machine, or count what happens on it.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn system() -> System {
     System::start(Options { window: "2s", ..Options::default() })
@@ -302,4 +296,33 @@ fn a_request_for_another_host_is_refused() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 4") && !answer.contains("comm"), "{answer}");
+}
+
+#[test]
+fn a_page_with_a_token_shows_nothing_without_it() {
+    const TOKEN: &str = "a-token-for-this-test-alone";
+    let _alone = alone();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), format!("{TOKEN}\n")).unwrap();
+    fs::set_permissions(file.path(), fs::Permissions::from_mode(0o444)).unwrap();
+    let system = System::start(Options {
+        uploader_flags: flags(&[&format!("--http-token-file={}", file.path().display())]),
+        ..Options::default()
+    });
+    let status = |path: &str, authorization: &[(&str, &str)]| {
+        let answer = tests::http::get(system.address(), path, authorization).unwrap();
+        assert!(!String::from_utf8_lossy(&answer.body).contains(TOKEN), "{path}");
+        answer.status
+    };
+    wait_for("the page answers", 20, || {
+        tests::http::get(system.address(), "/healthz", &[]).ok().filter(|answer| answer.status == 200)
+    });
+    let bearer = format!("Bearer {TOKEN}");
+    for path in ["/", "/api/targets", "/api/flamegraph", "/query", "/metrics"] {
+        assert_eq!(status(path, &[]), 401, "{path}");
+        assert_eq!(status(path, &[("Authorization", "Bearer a-token-for-another-test")]), 401, "{path}");
+        assert_ne!(status(path, &[("Authorization", &bearer)]), 401, "{path}");
+    }
+    assert_eq!(status("/debug", &[("Authorization", &bearer)]), 404);
+    assert!(!system.place().log("uploader").contains(TOKEN));
 }
