@@ -8,7 +8,7 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
 };
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 /// What a name server look-up reads (resolver(5), nsswitch.conf(5), gai.conf(5)); those that are not there are left out.
 const NAMES: [&str; 5] =
@@ -59,7 +59,7 @@ pub fn confine(local_store: Option<&Path>, port: u16) -> Result<Confinement, Con
     let missing: Vec<&str> =
         confinement.parts().filter(|(_, enforced)| !enforced).map(|(part, _)| part).collect();
     if missing.is_empty() {
-        info!("landlock restricts files, ports and signals");
+        debug!("landlock restricts files, ports and signals");
     } else {
         warn!("landlock of this kernel (version {version}) does not restrict: {}", missing.join(", "));
     }
