@@ -5,6 +5,7 @@
 pub mod cgroup;
 pub mod entry;
 pub mod http;
+pub mod peer;
 pub mod pprof;
 pub mod process;
 pub mod statistics;

@@ -2,17 +2,12 @@
 //! stays within its bounds, nobody waits, and what is lost is counted.
 #![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
 
-use std::{fs, os::fd::OwnedFd, time::Duration};
+use std::{fs, time::Duration};
 
 use ipc::{ExecutableId, FromCollector, FromUploader, ProcessId};
-use rustix::{
-    net::{
-        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
-        sockopt::{Timeout, set_socket_timeout},
-    },
-    process::Signal,
-};
+use rustix::process::Signal;
 use tests::{
+    peer::Peer,
     process::Running,
     system::{CAPABILITIES, Options, Place, System, alone},
     wait::wait_for,
@@ -66,49 +61,19 @@ fn an_uploader_that_reads_nothing() {
     assert!(lost > 0.0, "what was lost meanwhile is counted: {:?}", system.metrics());
 }
 
-/// A peer that does as it likes.
-struct Peer(OwnedFd);
+/// How long a packet is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 
-impl Peer {
-    fn connect(path: &str) -> Option<Self> {
-        let file = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).ok()?;
-        connect(&file, &SocketAddrUnix::new(path).ok()?).ok()?;
-        set_socket_timeout(&file, Timeout::Recv, Some(Duration::from_secs(20))).ok()?;
-        Some(Peer(file))
-    }
-
-    fn greeted(path: &str) -> Option<Self> {
-        let peer = Peer::connect(path)?;
-        let role = ipc::Role::Uploader;
-        let hello = ipc::Hello { protocol: ipc::PROTOCOL_VERSION, role, release: "bulkhead 0.0".into() };
-        peer.send(&hello.to_bytes())?;
-        ipc::Hello::from_bytes(&peer.packet()?)?;
-        Some(peer)
-    }
-
-    /// `None`: the other side has closed.
-    fn send(&self, bytes: &[u8]) -> Option<()> {
-        send(&self.0, bytes, SendFlags::NOSIGNAL).ok().map(drop)
-    }
-
-    /// The next packet; `None`: the other side has closed.
-    fn packet(&self) -> Option<Vec<u8>> {
-        let mut buffer = vec![0; ipc::MAX_MESSAGE_SIZE + 1];
-        let (length, _) = recv(&self.0, buffer.as_mut_slice(), RecvFlags::empty()).ok()?;
-        buffer.truncate(length);
-        (length > 0).then_some(buffer)
-    }
-
-    fn takes_leave(&self) -> bool {
-        std::iter::from_fn(|| self.packet()).count() < 1_000_000
-    }
+/// Whether the collector ends the connection: what it still sends before that is read.
+fn takes_leave(peer: &Peer) -> bool {
+    std::iter::from_fn(|| peer.packet()).count() < 1_000_000
 }
 
 /// A collector whose uploader is this test.
 fn collector() -> (Place, Running) {
     let place = Place::new();
     let collector = place.collector_with(&CAPABILITIES, &["--uploader-user=0".to_owned()]);
-    wait_for("the collector listens", 20, || Peer::greeted(&place.socket()));
+    wait_for("the collector listens", 20, || Peer::greeted(&place.socket(), PATIENCE));
     (place, collector)
 }
 
@@ -135,11 +100,12 @@ fn every_cut_and_every_changed_message() {
         }));
         forms.push([&whole[..], b"x"].concat());
         for form in forms {
-            let peer = wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket()));
+            let peer =
+                wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket(), PATIENCE));
             peer.send(&form);
             if ipc::decode::<FromUploader>(&form).is_err() {
                 // A message that is none ends the session, and only that.
-                assert!(peer.takes_leave(), "{form:x?}");
+                assert!(takes_leave(&peer), "{form:x?}");
                 ended += 1;
             }
             assert!(collector.status().is_none(), "{form:x?}: {}", place.log("collector"));
@@ -147,16 +113,17 @@ fn every_cut_and_every_changed_message() {
     }
     assert!(ended > 10, "{ended} forms were no messages");
     // Too long.
-    let peer = wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket()));
+    let peer = wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket(), PATIENCE));
     peer.send(&vec![0; ipc::MAX_MESSAGE_SIZE + 1]);
-    assert!(peer.takes_leave());
+    assert!(takes_leave(&peer));
     // Half a greeting, a byte, nothing: who does not greet does not hold the place for ever.
     for begun in [&b""[..], b"\x01", b"BULK"] {
-        let slow = wait_for("the collector takes a slow one", 20, || Peer::connect(&place.socket()));
+        let slow =
+            wait_for("the collector takes a slow one", 20, || Peer::connect(&place.socket(), PATIENCE));
         if !begun.is_empty() {
             slow.send(begun);
         }
-        wait_for("the place is free again", 30, || Peer::greeted(&place.socket()));
+        wait_for("the place is free again", 30, || Peer::greeted(&place.socket(), PATIENCE));
     }
     assert!(collector.status().is_none(), "{}", place.log("collector"));
 }
@@ -165,7 +132,7 @@ fn every_cut_and_every_changed_message() {
 fn a_flood_of_requests_for_what_was_never_handed_out() {
     let _alone = alone();
     let (place, mut collector) = collector();
-    let peer = wait_for("the collector takes the flood", 20, || Peer::greeted(&place.socket()));
+    let peer = wait_for("the collector takes the flood", 20, || Peer::greeted(&place.socket(), PATIENCE));
     let request = ipc::encode(&FromUploader::Reopen(ExecutableId(u32::MAX))).unwrap();
     let perf_map = ipc::encode(&FromUploader::ReopenPerfMap(ProcessId(u32::MAX))).unwrap();
     // As many as get through until the collector has had enough of them, or 200,000.
@@ -191,7 +158,7 @@ fn a_flood_of_requests_for_what_was_never_handed_out() {
     println!("{sent} requests, {samples} samples meanwhile, {most} MiB at most");
     assert!(collector.status().is_none(), "{}", place.log("collector"));
     assert!(most < MOST_MIB, "{most} MiB in a flood of requests");
-    wait_for("the collector takes another", 20, || Peer::greeted(&place.socket()));
+    wait_for("the collector takes another", 20, || Peer::greeted(&place.socket(), PATIENCE));
 }
 
 /// Kernel addresses of code: the kernel's own and its modules' (`Documentation/arch/x86/x86_64/mm.rst`).
@@ -207,7 +174,8 @@ fn names_stay_if_they_are_to_and_kernel_addresses_always() {
         let place = Place::new();
         let flags = ["--uploader-user=0".to_owned(), format!("--command-names={}", !hidden)];
         let _collector = place.collector_with(&CAPABILITIES, &flags);
-        let peer = wait_for("the collector takes the test in", 20, || Peer::greeted(&place.socket()));
+        let peer =
+            wait_for("the collector takes the test in", 20, || Peer::greeted(&place.socket(), PATIENCE));
         let (mut samples, mut kernel_frames, mut named) = (0, 0, 0);
         while samples < 100 {
             let packet = peer.packet().unwrap();

@@ -2,18 +2,12 @@
 //! still nothing but addresses of code.
 #![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
 
-use std::{
-    os::fd::OwnedFd,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use ipc::{ExecutableId, FromCollector, FromUploader, PageRows, TableBegin, UserFrame};
 use records::{Cfa, End, REGISTERS, Row, Rule, SavedFp};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
-    sockopt::{Timeout, set_socket_timeout},
-};
 use tests::{
+    peer::Peer,
     process::Running,
     system::{CAPABILITIES, Place},
     wait::wait_for,
@@ -58,35 +52,15 @@ impl Random {
     }
 }
 
-/// The connection of an uploader that speaks the protocol well, and means ill.
-struct Attacker(OwnedFd);
+/// How long a packet is waited for.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// An uploader that speaks the protocol well, and means ill.
+struct Attacker(Peer);
 
 impl Attacker {
-    fn connect(path: &str) -> Option<Self> {
-        let file = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).ok()?;
-        connect(&file, &SocketAddrUnix::new(path).ok()?).ok()?;
-        set_socket_timeout(&file, Timeout::Recv, Some(Duration::from_millis(200))).ok()?;
-        let attacker = Attacker(file);
-        let hello = ipc::Hello {
-            protocol: ipc::PROTOCOL_VERSION,
-            role: ipc::Role::Uploader,
-            release: "bulkhead 0.0".into(),
-        };
-        send(&attacker.0, &hello.to_bytes(), SendFlags::NOSIGNAL).ok()?;
-        ipc::Hello::from_bytes(&attacker.packet()?)?;
-        Some(attacker)
-    }
-
-    /// The next packet, if one comes soon.
-    fn packet(&self) -> Option<Vec<u8>> {
-        let mut buffer = vec![0; ipc::MAX_MESSAGE_SIZE + 1];
-        let (length, _) = recv(&self.0, buffer.as_mut_slice(), RecvFlags::empty()).ok()?;
-        buffer.truncate(length);
-        (length > 0).then_some(buffer)
-    }
-
     fn say(&self, message: &FromUploader) {
-        send(&self.0, &ipc::encode(message).unwrap(), SendFlags::NOSIGNAL).unwrap();
+        self.0.send(&ipc::encode(message).unwrap()).unwrap();
     }
 
     /// Sends a table of rows that are all lies.
@@ -117,7 +91,9 @@ fn rows_that_point_everywhere_carry_nothing_out() {
     let place = Place::new();
     // The one user who may connect is the test's own.
     let mut collector = place.collector_with(&CAPABILITIES, &["--uploader-user=0".to_owned()]);
-    let attacker = wait_for("the collector takes the attacker in", 20, || Attacker::connect(&place.socket()));
+    let connected =
+        wait_for("the collector takes the attacker in", 20, || Peer::greeted(&place.socket(), PATIENCE));
+    let attacker = Attacker(connected);
 
     let secret: Vec<u8> = SECRET.to_le_bytes()[2..6].to_vec();
     let mut random = Random(88_172_645_463_325_252);
@@ -133,7 +109,7 @@ fn rows_that_point_everywhere_carry_nothing_out() {
                 tables += 1;
             }
         }
-        let Some(packet) = attacker.packet() else { continue };
+        let Some(packet) = attacker.0.packet() else { continue };
         assert!(!packet.windows(secret.len()).any(|bytes| bytes == secret), "a secret came out: {packet:x?}");
         match ipc::decode::<FromCollector>(&packet).unwrap() {
             FromCollector::WantRows(id) if !known.contains(&id) => {

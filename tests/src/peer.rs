@@ -1,0 +1,45 @@
+//! The other end of the collector's socket, in the hands of a test: an uploader that does as it likes.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
+    sockopt::{Timeout, set_socket_timeout},
+};
+
+/// A connection to the collector.
+#[derive(Debug)]
+pub struct Peer(pub OwnedFd);
+
+impl Peer {
+    /// Connects, and says nothing yet. Each packet is waited for so long.
+    pub fn connect(path: &str, patience: Duration) -> Option<Self> {
+        let file = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).ok()?;
+        connect(&file, &SocketAddrUnix::new(path).ok()?).ok()?;
+        set_socket_timeout(&file, Timeout::Recv, Some(patience)).ok()?;
+        Some(Peer(file))
+    }
+
+    /// Connects, and has exchanged greetings.
+    pub fn greeted(path: &str, patience: Duration) -> Option<Self> {
+        let peer = Peer::connect(path, patience)?;
+        let role = ipc::Role::Uploader;
+        let hello = ipc::Hello { protocol: ipc::PROTOCOL_VERSION, role, release: "bulkhead 0.0".into() };
+        peer.send(&hello.to_bytes())?;
+        ipc::Hello::from_bytes(&peer.packet()?)?;
+        Some(peer)
+    }
+
+    /// `None`: the other side has closed.
+    pub fn send(&self, bytes: &[u8]) -> Option<()> {
+        send(&self.0, bytes, SendFlags::NOSIGNAL).ok().map(drop)
+    }
+
+    /// The next packet; `None`: none came in time, or the other side has closed.
+    pub fn packet(&self) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; ipc::MAX_MESSAGE_SIZE + 1];
+        let (length, _) = recv(&self.0, buffer.as_mut_slice(), RecvFlags::empty()).ok()?;
+        buffer.truncate(length);
+        (length > 0).then_some(buffer)
+    }
+}
