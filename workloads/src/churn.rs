@@ -36,7 +36,7 @@ pub fn churn_loader() -> Result<PathBuf, BuildError> {
     in_c("churn-loader", &source, &["-w", "-ldl"])
 }
 
-/// Lives 20 ms, as [`crate::Program::Brief`], under a name of its own.
+/// Lives 20 ms, or as many microseconds as its argument says, as [`crate::Program::Brief`], under a name of its own.
 pub fn frameless_brief(name: &str) -> Result<PathBuf, BuildError> {
     in_c(name, &format!("{PRELUDE}#line 1\n{}", include_str!("../programs/brief.c")), &["-w"])
 }

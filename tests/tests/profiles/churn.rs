@@ -153,16 +153,28 @@ fn executables_never_seen_before(system: &System) {
     assert!(whole as f64 >= 0.95 * user as f64, "{whole} of {user}: {:?}", profile.comments);
 }
 
+/// The CPU time of its children that `times` of a shell says in its last line: `0m9.540000s 0m3.220000s`.
+fn seconds_of_children(output: &str) -> Option<f64> {
+    let times = output.lines().last()?.split_whitespace().map(|time| {
+        let (minutes, seconds) = time.strip_suffix('s')?.split_once('m')?;
+        Some(60.0 * minutes.parse::<f64>().ok()? + seconds.parse::<f64>().ok()?)
+    });
+    times.sum()
+}
+
 fn short_processes_against_perf(system: &System) {
     const PROCESSES: usize = 600;
     let path = frameless_brief("churn-brief").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("perf.data");
-    // perf takes what it starts as its span. It is killed when the test fails, and then those with it.
+    // perf takes what it starts as its span. It is killed when the test fails, and then those with it. If all lived as long as
+    // each other, the processes could keep step with the samples' 10 ms, so that perf always catches three samples of one where
+    // the collector, whose clock ticks elsewhere, catches two: the lengths go all over a whole period, from 15 to 25 ms.
     let script = format!(
         "exec perf record --quiet --all-cpus --freq=100 --event=cpu-clock --output=\"$2\" -- \
          setpriv --pdeathsig=KILL -- sh -c '\
-         i=0; while [ $i -lt {PROCESSES} ]; do \"$1\" || exit 1; i=$((i + 1)); done' sh \"$1\""
+         i=0; while [ $i -lt {PROCESSES} ]; do \"$1\" $((15000 + i * 6180 % 10000)) || exit 1; i=$((i + 1)); done; times' sh \
+         \"$1\""
     );
     let mut running = Running::shell(&script, &[&path, &data]);
     let profile = collect_all(system, "churn-brief", &mut running);
@@ -187,7 +199,7 @@ fn short_processes_against_perf(system: &System) {
     let unseen = (processes - per_process.len() as f64).max(0.0) * mean.powi(2);
     let tolerance = 3.719 * (2.0 * (seen + unseen)).sqrt();
     let ours = profile.total() as f64;
-    println!("{ours} samples, perf has {perf}, tolerance {tolerance:.0}");
+    println!("{ours} samples, perf has {perf} of {} processes, tolerance {tolerance:.0}", per_process.len());
     for (name, value) in system.metrics().iter().filter(|(name, value)| {
         (name.contains("lost_total") || name.contains("degraded_total")) && **value > 0.0
     }) {
@@ -195,7 +207,10 @@ fn short_processes_against_perf(system: &System) {
     }
     assert!(tolerance < 0.2 * perf, "too rough to tell anything: {tolerance} of {perf}");
     assert!(ours >= 0.99 * perf - tolerance, "{ours}, perf {perf} within {tolerance}\n{}", profile.dump());
-    assert!(ours <= 1.01 * perf + tolerance, "{ours}, perf {perf} within {tolerance}\n{}", profile.dump());
+    // perf is no upper bound: on a busy machine it may lose some. All that they ran for is one.
+    let output = running.output();
+    let ran = seconds_of_children(&output).unwrap_or_else(|| panic!("times says {output}"));
+    assert!(ours <= 100.0 * ran + tolerance, "{ours} in {ran} s within {tolerance}\n{}", profile.dump());
 
     // Whole, by what the profile says and by the names: the program's own, or the dynamic linker's before it.
     let (complete, all) = profile.said_complete();
