@@ -3,10 +3,11 @@
 
 mod samples;
 
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{fs, process::Command, thread, time::Duration};
 
+use bench::usage::{kernel_memory, usage};
 use tests::{
-    process::{Running, cpu_seconds},
+    process::Running,
     system::{Options, System},
 };
 use workloads::{CallTree, Start};
@@ -15,56 +16,6 @@ use workloads::{CallTree, Start};
 const SECONDS: u64 = 30;
 /// Two shells that start `/bin/true` again and again.
 const STORM: &str = "while :; do /bin/true; done";
-
-/// What one half has used and holds.
-#[derive(Clone, Copy)]
-struct Usage {
-    /// CPU since its start, in seconds.
-    cpu: f64,
-    /// Resident memory, in KiB.
-    resident: u64,
-}
-
-fn usage(pid: u32) -> Usage {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let resident: u64 = resident.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or(0);
-    // The kernel's own memory, which is counted apart.
-    let resident = resident.saturating_sub(mapped_maps(pid));
-    Usage { cpu: cpu_seconds(pid), resident }
-}
-
-/// Memory of BPF maps that a process has mapped, in KiB (`proc_pid_smaps(5)`).
-fn mapped_maps(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
-    let (mut is_map, mut sum) = (false, 0);
-    for line in text.lines() {
-        if let Some(size) = line.strip_prefix("Rss:") {
-            let size = size.split_whitespace().next().and_then(|size| size.parse::<u64>().ok());
-            sum += size.filter(|_| is_map).unwrap_or(0);
-        } else if line.split_whitespace().next().is_some_and(|first| first.contains('-')) {
-            is_map = line.contains("bpf-map");
-        }
-    }
-    sum
-}
-
-/// Memory of the BPF maps of a process, in KiB: those that it has mapped, and those whose files it holds, as the kernel
-/// counts them (`memlock` in fdinfo).
-fn kernel_memory(pid: u32) -> u64 {
-    let folder = format!("/proc/{pid}/fdinfo");
-    let infos = fs::read_dir(Path::new(&folder)).into_iter().flatten().flatten();
-    let texts = infos
-        .filter_map(|info| fs::read_to_string(info.path()).ok())
-        .filter(|text| text.contains("map_type:"));
-    texts
-        .filter_map(|text| {
-            text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<u64>().ok())
-        })
-        .sum::<u64>()
-        / 1024
-        + mapped_maps(pid)
-}
 
 fn measure(system: &System, load: &str) {
     // The first windows read the symbols of what runs.

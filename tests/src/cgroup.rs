@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-/// A cgroup in one hierarchy. Removed when dropped; its processes must have ended.
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A cgroup in one hierarchy. When dropped, its processes are killed and it is removed.
 #[derive(Debug)]
 pub struct Cgroup {
     folder: PathBuf,
@@ -44,6 +46,19 @@ impl Cgroup {
         Cgroup { folder, made }
     }
 
+    /// Makes a cgroup at the top that holds so many processes at most.
+    pub fn with_processes(name: &str, most: u32) -> Self {
+        let root = hierarchy("pids").or_else(|| {
+            let root = hierarchy("cgroup2")?;
+            // Where version 2 has the controller, it may not be given to cgroups yet.
+            fs::write(root.join("cgroup.subtree_control"), "+pids").ok().map(|()| root)
+        });
+        let root = root.expect("a hierarchy of cgroups counts processes");
+        let cgroup = Cgroup::create(&root, name);
+        fs::write(cgroup.folder.join("pids.max"), most.to_string()).expect("the cgroup takes a limit");
+        cgroup
+    }
+
     /// The file that takes the pid of who enters.
     pub fn procs(&self) -> String {
         self.folder.join("cgroup.procs").display().to_string()
@@ -52,14 +67,24 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        for folder in self.made.iter().rev() {
-            // A process that was just killed may be there for a moment more.
-            for _ in 0..40 {
-                if fs::remove_dir(folder).is_ok() {
-                    break;
-                }
-                sleep(Duration::from_millis(50));
+        if self.made.last() != Some(&self.folder) {
+            return;
+        }
+        // More may be made meanwhile, and what was just killed may be there for a moment more.
+        for _ in 0..400 {
+            let pids = fs::read_to_string(self.procs()).unwrap_or_default();
+            for pid in pids.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+                // It may have ended.
+                let _ = kill_process(pid, Signal::KILL);
             }
+            if pids.is_empty() && fs::remove_dir(&self.folder).is_ok() {
+                break;
+            }
+            sleep(Duration::from_millis(50));
+        }
+        for folder in self.made.iter().rev().skip(1) {
+            // Another test may use it.
+            let _ = fs::remove_dir(folder);
         }
     }
 }

@@ -158,6 +158,28 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
+/// The CPU time of its children, in seconds, that `times` of a shell says in the last line that it printed: `0m9.540000s 0m3.220000s`.
+pub fn seconds_of_children(output: &str) -> Option<f64> {
+    let times = output.lines().last()?.split_whitespace().map(|time| {
+        let (minutes, seconds) = time.strip_suffix('s')?.split_once('m')?;
+        Some(60.0 * minutes.parse::<f64>().ok()? + seconds.parse::<f64>().ok()?)
+    });
+    times.sum()
+}
+
+/// Memory of a process that is its own, in KiB; 0 if it is gone. What it has mapped of the BPF programs' memory is of a fixed size,
+/// and not in it (`RssAnon`, `proc_pid_status(5)`).
+pub fn own_memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// How many file descriptors a process has open; 0 if it is gone.
+pub fn open_files(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
 /// Runs a command line to its end; gives how it ended and all it printed.
 pub fn run(line: &[&str]) -> (ExitStatus, String) {
     let output = Command::new(line[0])

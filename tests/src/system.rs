@@ -290,6 +290,11 @@ impl System {
         stop(&self.uploader, signal)
     }
 
+    /// Sends the uploader a signal that does not end it.
+    pub fn signal_uploader(&self, signal: Signal) {
+        lock(&self.uploader).as_ref().expect("an uploader").signal(signal);
+    }
+
     /// Waits until `/readyz` says so.
     pub fn wait_ready(&self) {
         wait_for("both halves are ready (/readyz)", 60, || {

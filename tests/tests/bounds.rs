@@ -1,49 +1,37 @@
-//! What an uploader may do to the collector by reading nothing, by saying too much, or by saying what makes no sense: memory
-//! stays within its bounds, nobody waits, and what is lost is counted.
-#![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
+//! What an uploader may do to the collector by reading nothing, by saying too much, or by saying what makes no sense, and what
+//! profiled processes may do to both by being very many: memory stays within its bounds, nobody waits, and what is lost is counted.
 
-use std::{fs, time::Duration};
+use std::time::{Duration, Instant};
 
 use ipc::{ExecutableId, FromCollector, FromUploader, ProcessId};
 use rustix::process::Signal;
 use tests::{
+    cgroup::Cgroup,
     peer::Peer,
-    process::Running,
+    process::{Running, own_memory},
     system::{CAPABILITIES, Options, Place, System, alone},
     wait::wait_for,
 };
 
 /// What the collector may hold, in MiB: as much as after any storm (its queue is 4 MiB, waiting samples 8, and what it knows of
 /// processes).
-const MOST_MIB: usize = 40;
-
-/// Memory of a process that is its own, in MiB. What it shares with the BPF programs is of a fixed size, and not in it.
-fn own_memory(pid: u32) -> usize {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.split_whitespace().next().unwrap().parse::<usize>().unwrap() / 1024
-}
-
-fn signal(pid: u32, signal: Signal) {
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-    rustix::process::kill_process(pid, signal).unwrap();
-}
+const MOST_MIB: u64 = 40;
 
 #[test]
 fn an_uploader_that_reads_nothing() {
     let _alone = alone();
     let system = System::start(Options::default());
     system.wait_ready();
-    signal(system.uploader_pid(), Signal::STOP);
+    system.signal_uploader(Signal::STOP);
     // Two shells that start a process after the other, each with its records and samples.
     let storm = "i=0; while [ $i -lt 12000 ]; do /bin/true; i=$((i + 1)); done";
     let mut storms = [0, 1].map(|_| Running::shell(storm, &[""; 0]));
     let mut most = 0;
     while storms.iter_mut().any(|storm| storm.status().is_none()) {
-        most = most.max(own_memory(system.collector_pid()));
+        most = most.max(own_memory(system.collector_pid()) / 1024);
     }
     assert!(system.collector_status().is_none());
-    signal(system.uploader_pid(), Signal::CONT);
+    system.signal_uploader(Signal::CONT);
     println!("{most} MiB at most");
     assert!(most < MOST_MIB, "{most} MiB with an uploader that reads nothing");
     // They find each other again, with or without a new session, and profiles come.
@@ -59,6 +47,43 @@ fn an_uploader_that_reads_nothing() {
         .map(|(_, value)| value)
         .sum();
     assert!(lost > 0.0, "what was lost meanwhile is counted: {:?}", system.metrics());
+}
+
+/// What the uploader may hold meanwhile, in MiB.
+const MOST_OF_UPLOADER_MIB: u64 = 200;
+
+/// Each process of the bomb takes a name that nobody else has, and starts two more and one that lives for a moment.
+const BOMB: &str = "echo b$$ >/proc/$$/comm; sh \"$0\" & sh \"$0\" & /bin/true";
+
+#[test]
+fn a_fork_bomb() {
+    let _alone = alone();
+    let system = System::start(Options::default());
+    let cgroup = Cgroup::with_processes("bulkhead-test-bomb", 400);
+    let folder = tempfile::tempdir().unwrap();
+    let bomb = folder.path().join("bomb");
+    std::fs::write(&bomb, BOMB).unwrap();
+    let begun = system.metric("bulkhead_collector_kernel_events_total");
+    // The one that starts it again is not in there: it must not fail.
+    let script = "while :; do sh -c 'echo $$ >\"$1\" && exec 2>/dev/null sh \"$2\"' sh \"$1\" \"$2\"; done";
+    let running = Running::shell(script, &[cgroup.procs().as_ref(), bomb.as_os_str()]);
+    let (mut collector, mut uploader) = (0, 0);
+    let start = Instant::now();
+    // Longer than two windows.
+    while start.elapsed() < Duration::from_secs(25) {
+        collector = collector.max(own_memory(system.collector_pid()) / 1024);
+        uploader = uploader.max(own_memory(system.uploader_pid()) / 1024);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    drop((cgroup, running));
+    let events = system.metric("bulkhead_collector_kernel_events_total") - begun;
+    println!("{events} records of the kernel; collector {collector} MiB, uploader {uploader} MiB at most");
+    assert!(events > 10_000.0, "it is no bomb: {events} records");
+    assert!(collector < MOST_MIB, "{collector} MiB of the collector");
+    assert!(uploader < MOST_OF_UPLOADER_MIB, "{uploader} MiB of the uploader");
+    assert!(system.collector_status().is_none() && system.uploader_status().is_none());
+    let _busy = Running::shell("while :; do :; done", &[""; 0]);
+    system.collect("{comm=\"sh\"}", 50, 60);
 }
 
 /// How long a packet is waited for.
@@ -150,7 +175,7 @@ fn a_flood_of_requests_for_what_was_never_handed_out() {
     while sent < 200_000 && peer.send(&request).is_some() && peer.send(&perf_map).is_some() {
         sent += 2;
         if sent % 1000 == 0 {
-            most = most.max(own_memory(collector.pid()));
+            most = most.max(own_memory(collector.pid()) / 1024);
         }
     }
     rustix::net::shutdown(&peer.0, rustix::net::Shutdown::Both).unwrap();

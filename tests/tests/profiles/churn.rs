@@ -9,7 +9,7 @@ use std::{
 use tests::{
     entry::first_instructions,
     pprof::{Frame, Profile, Stack},
-    process::{Running, run},
+    process::{Running, run, seconds_of_children},
     statistics::compare,
     system::System,
 };
@@ -151,15 +151,6 @@ fn executables_never_seen_before(system: &System) {
     println!("{whole} of {user} whole");
     assert!(user > 30, "{}", profile.dump());
     assert!(whole as f64 >= 0.95 * user as f64, "{whole} of {user}: {:?}", profile.comments);
-}
-
-/// The CPU time of its children that `times` of a shell says in its last line: `0m9.540000s 0m3.220000s`.
-fn seconds_of_children(output: &str) -> Option<f64> {
-    let times = output.lines().last()?.split_whitespace().map(|time| {
-        let (minutes, seconds) = time.strip_suffix('s')?.split_once('m')?;
-        Some(60.0 * minutes.parse::<f64>().ok()? + seconds.parse::<f64>().ok()?)
-    });
-    times.sum()
 }
 
 fn short_processes_against_perf(system: &System) {

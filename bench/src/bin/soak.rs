@@ -1,0 +1,108 @@
+//! Whether both halves stay as large as they are: half an hour on a machine where programs work, start, end, are made and load
+//! libraries all the time. As root: `script/soak [MINUTES]`. Prints a table in Markdown, a line a minute, and fails if something
+//! grows.
+
+use std::{env, process::ExitCode, thread, time::Duration};
+
+use bench::usage::kernel_memory;
+use tests::{
+    process::{Running, open_files, own_memory},
+    system::{Options, System},
+};
+use workloads::{CHURN_LIBRARIES, CallTree, Start, churn_library, churn_loader};
+
+/// How long it takes, in minutes, when nothing is said.
+const MINUTES: usize = 30;
+/// How often both halves are looked at in a minute.
+const LOOKS: u32 = 6;
+/// A process after the other, and each third of a second an executable that nobody has seen before.
+const STARTS: &str = "cd \"$1\"; i=0; while :; do i=$((i + 1)); \
+    echo \"int main(void) { volatile int i = 0; while (i < 5000000 + $i) i++; }\" >new.c; cc -O1 -o new new.c; ./new; rm new; \
+    j=0; while [ $j -lt 100 ]; do j=$((j + 1)); /bin/true; done; done";
+/// What grows by less than this share and this much from one third of the time to the next is flat: chance does as much.
+const FLAT_SHARE: f64 = 0.05;
+const COLUMNS: [(&str, f64); 5] = [
+    ("collector MiB", 1.0),
+    ("uploader MiB", 4.0),
+    ("BPF maps MiB", 0.5),
+    ("collector's files", 2.0),
+    ("uploader's files", 2.0),
+];
+
+fn look(system: &System) -> [f64; COLUMNS.len()] {
+    let (collector, uploader) = (system.collector_pid(), system.uploader_pid());
+    [
+        own_memory(collector) as f64 / 1024.0,
+        own_memory(uploader) as f64 / 1024.0,
+        kernel_memory(collector) as f64 / 1024.0,
+        open_files(collector) as f64,
+        open_files(uploader) as f64,
+    ]
+}
+
+/// The mean of each column.
+fn mean(rows: &[[f64; COLUMNS.len()]]) -> [f64; COLUMNS.len()] {
+    let mut mean = [0.0; COLUMNS.len()];
+    for row in rows {
+        for (mean, value) in mean.iter_mut().zip(row) {
+            *mean += value / rows.len() as f64;
+        }
+    }
+    mean
+}
+
+fn cells(row: &[f64]) -> String {
+    row.iter().map(|value| format!("{value:.1}")).collect::<Vec<_>>().join(" | ")
+}
+
+fn main() -> ExitCode {
+    let minutes = env::args().nth(1).map_or(Ok(MINUTES), |text| text.parse());
+    let Ok(minutes @ 3..) = minutes else {
+        eprintln!("usage: soak [MINUTES], at least 3");
+        return ExitCode::FAILURE;
+    };
+    let system = System::start(Options { window: "10s", store: true, ..Options::default() });
+    let trees = ["soak-a", "soak-b"].map(|name| CallTree::standard(name, Start::Bare).build());
+    let trees: Vec<_> = trees.into_iter().map(|path| path.expect("a compiler")).collect();
+    let libraries: Vec<_> =
+        (1..=CHURN_LIBRARIES).map(|number| churn_library(number).expect("a compiler")).collect();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut load: Vec<Running> = trees.iter().map(|path| Running::start(path, &[""; 0])).collect();
+    load.push(Running::start(&churn_loader().expect("a compiler"), &libraries));
+    load.push(Running::shell(STARTS, &[folder.path()]));
+
+    let names = COLUMNS.map(|(name, _)| name).join(" | ");
+    println!("| minute | {names} | samples | records | lost | profiles |");
+    println!("|---|{}---|---|---|---|", "---|".repeat(COLUMNS.len()));
+    let mut rows = Vec::new();
+    for minute in 1..=minutes {
+        let begin = rows.len();
+        for _ in 0..LOOKS {
+            thread::sleep(Duration::from_mins(1) / LOOKS);
+            rows.push(look(&system));
+        }
+        let counts = [
+            "bulkhead_collector_samples_total",
+            "bulkhead_collector_kernel_events_total",
+            "bulkhead_lost_total",
+            "bulkhead_profiles_total",
+        ];
+        let counts = counts.map(|name| format!("{:.0}", system.metric(name))).join(" | ");
+        println!("| {minute} | {} | {counts} |", cells(&mean(&rows[begin..])));
+    }
+    drop(load);
+
+    let third = rows.len() / 3;
+    let (before, after) = (mean(&rows[third..2 * third]), mean(&rows[2 * third..]));
+    println!();
+    println!("| part | {names} |\n|---|{}", "---|".repeat(COLUMNS.len()));
+    println!("| second third | {} |\n| last third | {} |", cells(&before), cells(&after));
+    let mut code = ExitCode::SUCCESS;
+    for ((name, least), (before, after)) in COLUMNS.iter().zip(before.iter().zip(after)) {
+        if after - before > least.max(FLAT_SHARE * before) {
+            println!("{name}: grew from {before:.1} to {after:.1}");
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
+}
