@@ -22,6 +22,9 @@ globals! {
     INODE_SB: u32 = ABSENT;
     INODE_MAPPING: u32 = ABSENT;
     SB_MAGIC: u32 = ABSENT;
+    SB_TYPE: u32 = ABSENT;
+    /// Offset of the name in `struct file_system_type`.
+    TYPE_NAME: u32 = ABSENT;
     /// Offset in `struct address_space` of the tree of its mappings, which begins with its root.
     SPACE_MAPPED: u32 = ABSENT;
 }
@@ -30,6 +33,9 @@ globals! {
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
+const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
+/// The file system of virtual machines that is FUSE too, but answered by the machine's host.
+const VIRTIOFS: u64 = name("virtiofs")[0];
 /// Kinds of files (`include/uapi/linux/stat.h`).
 const S_IFMT: u16 = 0o170_000;
 const S_IFREG: u16 = 0o100_000;
@@ -52,7 +58,8 @@ const fn name(text: &str) -> Name {
 }
 
 /// What is read of a process, and of the kernel. Not its memory, environment or command line.
-const OF_PROC: [Name; 5] = [name("stat"), name("maps"), name("cgroup"), name("status"), name("kptr_restrict")];
+const OF_PROC: [Name; 6] =
+    [name("stat"), name("maps"), name("cgroup"), name("status"), name("mountinfo"), name("kptr_restrict")];
 /// Of sysfs: which CPUs are online.
 const OF_SYS: Name = name("online");
 /// `perf-PID.map`: what a process says of code that it has made.
@@ -99,6 +106,12 @@ fn is_perf_map(name: (u64, u64)) -> bool {
         && read_at(text.wrapping_add(length - 4)) == Some(PERF_MAP_ENDS)
 }
 
+#[inline(always)]
+fn is_virtiofs(super_block: u64) -> Option<bool> {
+    let name: u64 = read(read(super_block, &SB_TYPE)?, &TYPE_NAME)?;
+    Some(read_at::<u64>(name)? == VIRTIOFS)
+}
+
 /// Whether the collector may open this file.
 #[inline(always)]
 fn is_allowed(file: u64) -> Option<bool> {
@@ -115,6 +128,10 @@ fn is_allowed(file: u64) -> Option<bool> {
     // Of a file on overlayfs, the kernel asks again about the file that it stands for, which is the one that is mapped.
     if magic == OVERLAYFS_SUPER_MAGIC {
         return Some(true);
+    }
+    // Another process answers there, if it does at all, and this one would wait for it.
+    if magic == FUSE_SUPER_MAGIC && !is_virtiofs(super_block)? {
+        return Some(false);
     }
     let name = name_of(file)?;
     if magic == PROC_SUPER_MAGIC {

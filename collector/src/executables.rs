@@ -8,10 +8,11 @@ use std::{
 
 use ipc::{Executable, ExecutableId, ExecutableKind, Identity};
 use records::Loss;
-use rustix::fs::{FileType, fstat, major, minor};
+use rustix::fs::{fstat, major, minor};
 
 use crate::{
     counters::Losses,
+    found::NotOpened,
     kernel_events::{FileNumbers, Mapped},
     procfs,
 };
@@ -60,26 +61,35 @@ pub(crate) struct Opened {
     pub(crate) identity: Identity,
 }
 
-/// Opens what a process has mapped there. `None`: the process or the mapping is gone, or it may not be opened.
+/// Opens what a process has mapped there. It fails when the process or the mapping is gone, or when it may not be opened.
 ///
 /// A process whose first thread has ended shows no mappings, though its other threads run on; then its executable is
 /// tried, the very file too, and taken if `is_right` says so.
-pub(crate) fn open(pid: u32, start: u64, end: u64, is_right: impl Fn(&Identity) -> bool) -> Option<Opened> {
-    let mapped = procfs::open_mapped(pid, start, end).or_else(|_| {
-        let (start, end) = procfs::bounds_of_mapping(pid, start).ok_or(std::io::ErrorKind::NotFound)?;
-        procfs::open_mapped(pid, start, end)
+pub(crate) fn open(
+    pid: u32,
+    start: u64,
+    end: u64,
+    is_right: impl Fn(&Identity) -> bool,
+) -> Result<Opened, NotOpened> {
+    let mapped = procfs::open_mapped(pid, start, end).or_else(|error| match error {
+        NotOpened::Failed(error) => {
+            let (start, end) = procfs::bounds_of_mapping(pid, start).ok_or(error)?;
+            procfs::open_mapped(pid, start, end)
+        }
+        other => Err(other),
     });
     match mapped {
         Ok(file) => identify(file),
-        Err(_) => procfs::open_executable(pid).and_then(identify).filter(|opened| is_right(&opened.identity)),
+        Err(NotOpened::Failed(error)) => {
+            let executable = procfs::open_executable(pid).and_then(|file| identify(file).ok());
+            executable.filter(|opened| is_right(&opened.identity)).ok_or(NotOpened::Failed(error))
+        }
+        Err(other) => Err(other),
     }
 }
 
-fn identify(file: OwnedFd) -> Option<Opened> {
-    let attributes = fstat(&file).ok()?;
-    if !FileType::from_raw_mode(attributes.st_mode).is_file() {
-        return None;
-    }
+fn identify(file: OwnedFd) -> Result<Opened, NotOpened> {
+    let attributes = fstat(&file)?;
     let identity = Identity {
         device: attributes.st_dev,
         inode: attributes.st_ino,
@@ -87,7 +97,7 @@ fn identify(file: OwnedFd) -> Option<Opened> {
         ctime_nanos: u32::try_from(attributes.st_ctime_nsec).unwrap_or(0),
         size: u64::try_from(attributes.st_size).unwrap_or(0),
     };
-    Some(Opened { file, identity })
+    Ok(Opened { file, identity })
 }
 
 impl Executables {
@@ -123,7 +133,9 @@ impl Executables {
             identity.inode == numbers.inode && device == (major(identity.device), minor(identity.device))
         };
         let (start, end) = mapped.opened_at;
-        if let Some(opened) = open(mapped.pid, start, end, has_numbers) {
+        let opened = open(mapped.pid, start, end, has_numbers);
+        let loss = if matches!(opened, Err(NotOpened::OnFuse)) { Loss::OnFuse } else { Loss::NotOpened };
+        if let Ok(opened) = opened {
             if device != (major(opened.identity.device), minor(opened.identity.device)) {
                 self.ambiguous.insert(device);
             }
@@ -143,7 +155,7 @@ impl Executables {
             self.by_numbers.insert(numbers, Found { id, look_again: now.saturating_add(TRY_AGAIN_AFTER) });
             return (id, None);
         }
-        losses.add(Loss::NotOpened, 1);
+        losses.add(loss, 1);
         let id = self.add(ExecutableKind::Unopened, &mapped.path, None);
         self.by_numbers.insert(numbers, Found { id, look_again: 0 });
         (id, None)

@@ -138,6 +138,7 @@ mod tests {
             (of("maps"), true),
             (of("cgroup"), true),
             (of("status"), true),
+            (of("mountinfo"), true),
             (of("task"), true),
             (of(&format!("task/{other}/maps")), true),
             ("/proc/sys/kernel/kptr_restrict".into(), true),
@@ -182,6 +183,9 @@ mod tests {
             let refused = opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
             assert_eq!((opened.is_ok(), refused), (may, !may), "{path}: {opened:?}");
         }
+        // Nobody answers for that file system: without the fence this would take for ever.
+        let unanswered = File::open(format!("{folder}/fuse"));
+        assert!(unanswered.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied));
         // What was open stays so; and no thread is outside.
         assert!(opened_before.read(&mut [0]).is_ok());
         assert!(std::thread::spawn(move || File::open(secret).is_err()).join().unwrap());
@@ -189,7 +193,9 @@ mod tests {
 
     /// A copy of this test in another role, in a mount namespace of its own.
     fn copy_of_this(program: &Path, role: &str, folder: &Path) -> Child {
+        // The root of a FUSE file system may be a regular file.
         let script = "mount -t overlay -o lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work none $1/overlay && \
+                      exec 9<>/dev/fuse && mount -t fuse -o fd=9,rootmode=100644,user_id=0,group_id=0 none $1/fuse && \
                       exec \"$2\" --exact --ignored --nocapture \"$3\"";
         Command::new("unshare")
             .args(["-m", "sh", "-c", script, "sh"])
@@ -227,6 +233,7 @@ mod tests {
             "perf-1.mapx",
             "xperf-1.map",
             "perf-of-a-long-name-1.map",
+            "fuse",
             "lower/secret",
         ] {
             fs::write(at(name), "text").unwrap();

@@ -173,6 +173,8 @@ pub(crate) fn offsets(btf: &Btf) -> Result<Vec<(&'static str, u32)>, LayoutError
         ("INODE_SB", "inode", "i_sb"),
         ("INODE_MAPPING", "inode", "i_mapping"),
         ("SB_MAGIC", "super_block", "s_magic"),
+        ("SB_TYPE", "super_block", "s_type"),
+        ("TYPE_NAME", "file_system_type", "name"),
         ("SPACE_MAPPED", "address_space", "i_mmap"),
         // Only needed where cgroup v1 is mounted, and absent where cgroups are not configured.
         ("TASK_CGROUPS", "task_struct", "cgroups"),

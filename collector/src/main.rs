@@ -7,6 +7,7 @@ mod counters;
 mod executables;
 mod fence;
 mod flags;
+mod found;
 mod kernel_events;
 mod kernel_symbols;
 mod layout;

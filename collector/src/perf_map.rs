@@ -7,27 +7,21 @@ use std::{
     path::{Component, Path},
 };
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat, readlinkat};
+use rustix::fs::{Mode, OFlags, fstat, open, readlinkat};
 
-const DIRECTORY: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+use crate::found::{FIND, NotOpened, folder_in, open_in};
 
 /// Opens `/tmp/perf-PID.map` as the process itself would: under its own root, with the pid that it has in its own pid
 /// namespace. Only a regular file that belongs to the process's own user or to root.
-pub(crate) fn open_of(pid: u32) -> io::Result<OwnedFd> {
+pub(crate) fn open_of(pid: u32) -> Result<OwnedFd, NotOpened> {
     // The one link that is followed: the kernel's own.
-    let root = open(format!("/proc/{pid}/root"), DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty())?;
+    let root = open(format!("/proc/{pid}/root"), FIND | OFlags::DIRECTORY, Mode::empty())?;
     let process = Status::of(pid)?;
-    let folder = folder_of(&root)?;
-    // Nonblocking, so that a FIFO in its place does not hold this process.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
-    let file = openat(&folder, format!("perf-{}.map", process.innermost_pid), flags, Mode::empty())?;
-    let stat = fstat(&file)?;
-    if !FileType::from_raw_mode(stat.st_mode).is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    if stat.st_uid != process.effective_uid && stat.st_uid != 0 {
-        return Err(io::Error::other("it belongs to another user"));
+    let folder = folder_of(&root, pid)?;
+    let file = open_in(&folder, &format!("perf-{}.map", process.innermost_pid), pid)?;
+    let owner = fstat(&file)?.st_uid;
+    if owner != process.effective_uid && owner != 0 {
+        return Err(io::Error::other("it belongs to another user").into());
     }
     Ok(file)
 }
@@ -35,10 +29,10 @@ pub(crate) fn open_of(pid: u32) -> io::Result<OwnedFd> {
 /// The folder of perf maps under a process's root. Where `/tmp` is a link, as on some hosts, the folders that it names are looked
 /// for under the same root, none of them a link again. (openat2(2) would resolve links itself, but its flags lie where no filter
 /// of system calls can see whether it opens for writing.)
-fn folder_of(root: &OwnedFd) -> io::Result<OwnedFd> {
-    let folder = openat(root, "tmp", DIRECTORY, Mode::empty());
-    if folder.is_ok() {
-        return Ok(folder?);
+fn folder_of(root: &OwnedFd, pid: u32) -> Result<OwnedFd, NotOpened> {
+    let folder = folder_in(root, "tmp".as_ref(), pid);
+    if !matches!(folder, Err(NotOpened::Failed(_))) {
+        return folder;
     }
     let link = readlinkat(root, "tmp", Vec::new())?;
     let mut folder = None;
@@ -46,12 +40,12 @@ fn folder_of(root: &OwnedFd) -> io::Result<OwnedFd> {
         match component {
             Component::RootDir | Component::CurDir => {}
             Component::Normal(name) => {
-                folder = Some(openat(folder.as_ref().unwrap_or(root), name, DIRECTORY, Mode::empty())?);
+                folder = Some(folder_in(folder.as_ref().unwrap_or(root), name, pid)?);
             }
-            _ => return Err(io::Error::other("/tmp is a link to a place that is not followed")),
+            _ => return Err(io::Error::other("/tmp is a link to a place that is not followed").into()),
         }
     }
-    folder.ok_or_else(|| io::Error::other("/tmp is a link to the root"))
+    folder.ok_or_else(|| io::Error::other("/tmp is a link to the root").into())
 }
 
 /// What `/proc/PID/status` says (`proc_pid_status(5)`).
@@ -82,18 +76,18 @@ impl Status {
 mod tests {
     use std::{fs, os::unix::fs::symlink};
 
-    use rustix::fs::CWD;
+    use rustix::fs::{CWD, FileType};
 
     use super::*;
 
     #[test]
     fn a_folder_that_is_a_link_is_found_under_the_same_root() {
         let folder = tempfile::tempdir().unwrap();
-        let root = open(folder.path(), DIRECTORY, Mode::empty()).unwrap();
+        let root = open(folder.path(), FIND | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let inode = |file: &OwnedFd| fstat(file).unwrap().st_ino;
-        assert!(folder_of(&root).is_err());
+        assert!(folder_of(&root, std::process::id()).is_err());
         fs::create_dir_all(folder.path().join("var/real")).unwrap();
-        let real = open(folder.path().join("var/real"), DIRECTORY, Mode::empty()).unwrap();
+        let real = open(folder.path().join("var/real"), FIND | OFlags::DIRECTORY, Mode::empty()).unwrap();
         for (target, is_found) in [
             ("var/real", true),
             ("/var/./real", true),
@@ -103,7 +97,7 @@ mod tests {
         ] {
             symlink(target, folder.path().join("tmp")).unwrap();
             assert_eq!(
-                folder_of(&root).is_ok_and(|found| inode(&found) == inode(&real)),
+                folder_of(&root, std::process::id()).is_ok_and(|found| inode(&found) == inode(&real)),
                 is_found,
                 "{target}"
             );
@@ -111,7 +105,7 @@ mod tests {
             let _ = symlink("/var/real", folder.path().join("var/link"));
         }
         fs::create_dir(folder.path().join("tmp")).unwrap();
-        assert!(folder_of(&root).is_ok());
+        assert!(folder_of(&root, std::process::id()).is_ok());
     }
 
     #[test]

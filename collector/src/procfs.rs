@@ -7,9 +7,8 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use rustix::fs::{Mode, OFlags};
-
 use crate::{
+    found::{self, NotOpened},
     kernel_events::{FileNumbers, Mapped},
     mapped_code::MappedCode,
 };
@@ -22,6 +21,9 @@ const MAX_LINE: u64 = 20_000;
 const MAX_THREADS_TRIED: usize = 16;
 /// Most of `/proc/PID/cgroup` that is read: a dozen hierarchies with long paths fit.
 const MAX_CGROUP_TEXT: u64 = 8 * 1024;
+
+/// Most of `/proc/PID/mountinfo` that is read: ten thousand mounts.
+const MAX_MOUNTINFO: u64 = 2 << 20;
 
 /// What `/proc/PID/stat` says.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,9 +75,8 @@ pub(crate) fn executable_mappings(pid: u32, limit: usize) -> io::Result<Vec<Mapp
     if !mappings.is_empty() {
         return Ok(mappings);
     }
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))?.take(MAX_THREADS_TRIED).flatten() {
-        let path = format!("/proc/{pid}/task/{}/maps", thread.file_name().to_string_lossy());
-        match read_maps(&path, pid, limit) {
+    for thread in threads(pid)? {
+        match read_maps(&format!("{thread}/maps"), pid, limit) {
             Ok(mappings) if !mappings.is_empty() => return Ok(mappings),
             _ => {}
         }
@@ -150,22 +151,31 @@ fn unescape(path: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// Opens the very file that is mapped there, whatever its name leads to now. Never waits: a file that another
-/// process holds a lease on fails.
-pub(crate) fn open_mapped(pid: u32, start: u64, end: u64) -> io::Result<OwnedFd> {
-    let path = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+/// Opens the very file that is mapped there, whatever its name leads to now.
+pub(crate) fn open_mapped(pid: u32, start: u64, end: u64) -> Result<OwnedFd, NotOpened> {
+    found::open_path(&format!("/proc/{pid}/map_files/{start:x}-{end:x}"), pid)
 }
 
 /// Opens the executable of a process, the very file, through whichever of its threads still has one.
 pub(crate) fn open_executable(pid: u32) -> Option<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    threads.take(MAX_THREADS_TRIED).flatten().find_map(|thread| {
-        let path = format!("/proc/{pid}/task/{}/exe", thread.file_name().to_string_lossy());
-        rustix::fs::open(path, flags, Mode::empty()).ok()
-    })
+    threads(pid).ok()?.find_map(|thread| found::open_path(&format!("{thread}/exe"), pid).ok())
+}
+
+/// What a process has mounted. A main thread that has ended has none, though others run on: theirs is read then.
+pub(crate) fn mountinfo(pid: u32) -> io::Result<impl BufRead> {
+    let file = File::open(format!("/proc/{pid}/mountinfo"));
+    let file = file.or_else(|error| {
+        let opened = |thread| File::open(format!("{thread}/mountinfo")).ok();
+        threads(pid)?.find_map(opened).ok_or(error)
+    });
+    Ok(BufReader::new(file?.take(MAX_MOUNTINFO)))
+}
+
+/// The folders of a process's threads: some of them, if it has many.
+fn threads(pid: u32) -> io::Result<impl Iterator<Item = String>> {
+    let folder = fs::read_dir(format!("/proc/{pid}/task"))?;
+    let path = move |name: &std::ffi::OsStr| format!("/proc/{pid}/task/{}", name.to_string_lossy());
+    Ok(folder.take(MAX_THREADS_TRIED).flatten().map(move |thread| path(&thread.file_name())))
 }
 
 /// The bounds of the kernel's mapping by which the file at an address can be opened now: it may have split or merged what

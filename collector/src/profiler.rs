@@ -421,6 +421,7 @@ impl Profiler {
             ExecutableKind::Vdso => self.vdso.as_ref().and_then(|vdso| vdso.try_clone().ok()),
             ExecutableKind::Unopened => None,
             ExecutableKind::File(identity) => executables::open(pid, start, end, |found| *found == identity)
+                .ok()
                 .filter(|opened| opened.identity == identity)
                 .map(|opened| opened.file),
         };
@@ -488,7 +489,7 @@ impl Profiler {
                 .mapping_of(id)
                 .take(TRIES)
                 .filter_map(|(pid, start, end)| {
-                    executables::open(pid, start, end, |found| *found == identity)
+                    executables::open(pid, start, end, |found| *found == identity).ok()
                 })
                 .find(|opened| opened.identity == identity)
                 .map(|opened| opened.file),

@@ -74,6 +74,7 @@ reasons! {
         TooManyProcesses = 9, "too_many_processes", "processes beyond the bound for the machine";
         NotOpened = 10, "not_opened", "executables that could not be opened: their frames have no names";
         UnknownKernelCode = 11, "unknown_kernel_code", "kernel frames in no known kernel text";
+        OnFuse = 12, "on_fuse", "executables on a file system that another process answers for (FUSE), where opening may take for ever: their frames have no names";
     }
 }
 

@@ -12,6 +12,7 @@ use tests::{
     system::{CAPABILITIES, Options, Place, System, alone},
     wait::wait_for,
 };
+use workloads::stage;
 
 /// What the collector may hold, in MiB: as much as after any storm (its queue is 4 MiB, waiting samples 8, and what it knows of
 /// processes).
@@ -84,6 +85,33 @@ fn a_fork_bomb() {
     assert!(system.collector_status().is_none() && system.uploader_status().is_none());
     let _busy = Running::shell("while :; do :; done", &[""; 0]);
     system.collect("{comm=\"sh\"}", 50, 60);
+}
+
+/// A program on a file system of another process (FUSE), which then stops: whoever opened the program now would wait for good.
+/// Nobody else may wait with it.
+#[test]
+fn a_file_system_that_does_not_answer() {
+    let _alone = alone();
+    let program = stage("on-fuse", "on_fuse", true).unwrap();
+    let script =
+        "set -e; place=$(mktemp -d); mount -t tmpfs tmpfs \"$place\"; cd \"$place\"; mkdir real shown
+         cp \"$1\" real/; bindfs -f -o allow_other real shown & server=$!
+         until [ -e shown/on-fuse ]; do sleep 0.05; done
+         shown/on-fuse & sleep 1; kill -STOP $server; echo ready $server; wait";
+    let flags = ["-m", "-p", "-f", "--mount-proc", "--kill-child"];
+    let mut running = Running::unshared_shell(&flags, script, &[&program]);
+    running.wait_ready();
+    // It meets the program at its start.
+    let system = System::start(Options::default());
+    let profile = system.collect("{comm=\"on-fuse\"}", 60, 60);
+    let named = profile.count(|stack| stack.frames.iter().any(|frame| frame.name.contains("on_fuse")));
+    assert_eq!(named, 0, "who gave those names?\n{}", profile.dump());
+    let refused = system.metric("bulkhead_lost_total{reason=\"on_fuse\"}");
+    assert!(refused > 0.0, "it is counted: {:?}", system.metrics());
+    // Both end when they are told to.
+    for half in [System::stop_collector, System::stop_uploader] {
+        assert!(half(&system, Signal::TERM).success());
+    }
 }
 
 /// How long a packet is waited for.
