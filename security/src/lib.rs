@@ -16,4 +16,5 @@ pub use memory::give_back_memory;
 pub use process::{ProcessError, harden};
 pub use seccomp::{Call, Only, PR_GET_AUXV, REFUSED, SeccompError, allow_only};
 pub use supervisor::Supervisor;
+pub use system_calls::number as system_call_number;
 pub use users::{UserError, uid_of};

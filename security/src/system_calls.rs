@@ -64,7 +64,7 @@ names! {
 const PREFIX: usize = "SYS_".len();
 
 /// The number of a system call.
-pub(crate) fn number(name: &str) -> Option<i64> {
+pub fn number(name: &str) -> Option<i64> {
     NAMES.iter().find(|(_, known)| &known[PREFIX..] == name).map(|(number, _)| *number)
 }
 

@@ -66,6 +66,35 @@ fn the_uploader_can_do_nothing_but_its_work() {
     assert_refused("uploader", BOTH);
 }
 
+/// Every number that the policy does not have, also as the x32 ABI counts, and every argument that it forbids.
+#[test]
+fn nothing_but_what_the_policy_says() {
+    for half in ["collector", "uploader"] {
+        let forbidden = attempt(half, "forbidden").stdout;
+        let forbidden = String::from_utf8(forbidden).unwrap();
+        assert!(forbidden.lines().count() > 400, "{forbidden}");
+        for line in forbidden.lines() {
+            let (what, error) = line.split_once(' ').unwrap();
+            let output = attempt(half, what);
+            let said = String::from_utf8_lossy(&output.stderr);
+            if error == "0" {
+                assert_eq!(output.status.code(), Some(security::REFUSED), "{half} {what}: {output:?}");
+                assert!(
+                    output.stdout.is_empty() && said.contains("made the system call"),
+                    "{half} {what}: {said}"
+                );
+            } else {
+                let failed =
+                    format!("gave -1: {}", std::io::Error::from_raw_os_error(error.parse().unwrap()));
+                assert!(
+                    String::from_utf8_lossy(&output.stdout).contains(&failed),
+                    "{half} {what}: {output:?}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn without_the_filter_each_attempt_reaches_the_kernel() {
     for what in BOTH.iter().chain(COLLECTOR) {

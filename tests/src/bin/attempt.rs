@@ -1,6 +1,8 @@
 //! Tries one thing that a half of Bulkhead must not be able to do, from within the very filter that this half ships:
 //! `attempt HALF WHAT`. HALF is `collector`, `uploader`, or `none` for no filter at all: then the attempt reaches the kernel.
-//! Prints what came of it, if the process lives that long.
+//! WHAT is a name, or a system call's number and arguments in one word with commas. Prints what came of it, if the process lives
+//! that long. `attempt HALF forbidden` prints all that the policy forbids: each call that is not in it, and each that is with
+//! arguments that it may not have.
 #![expect(unsafe_code, reason = "system calls that no library makes")]
 
 #[allow(dead_code, reason = "the collector's own policy, of which only the calls are used here")]
@@ -10,6 +12,7 @@ mod collector_policy;
 use std::{ffi::CStr, io, process::exit};
 
 use libc::c_long;
+use security::{Call, Only};
 
 /// The system call of this name, and arguments with which it could do no harm.
 fn attempt(name: &str) -> Option<(c_long, [c_long; 6])> {
@@ -63,20 +66,87 @@ fn attempt(name: &str) -> Option<(c_long, [c_long; 6])> {
     Some((number, all))
 }
 
+/// Beyond the numbers of all system calls of this kernel and the next ones.
+const NUMBERS: std::ops::Range<c_long> = 0..520;
+/// `uretprobe` and `uprobe`, which newer kernels let through every filter: made by any but a trampoline of the kernel's own, they fail
+/// or end the process (`seccomp_uprobe_exception` in `kernel/seccomp.c`).
+const OF_PROBES: [c_long; 2] = [335, 336];
+/// Calls of the x32 ABI have this bit (`arch/x86/include/uapi/asm/unistd.h`): what is allowed is not allowed by its number there.
+const X32: c_long = 0x4000_0000;
+
+/// Number, arguments, and the error that it fails with, if it does not end the process.
+type Forbidden = (c_long, [c_long; 6], Option<i32>);
+
+/// All that a policy forbids.
+fn forbidden(policy: &[Call]) -> Vec<Forbidden> {
+    let number = |call: &Call| security::system_call_number(call.name).expect("a system call");
+    let allowed: Vec<c_long> = policy.iter().map(number).collect();
+    let others = NUMBERS.filter(|number| !allowed.contains(number) && !OF_PROBES.contains(number));
+    let of_x32 = allowed.iter().map(|number| number | X32);
+    let mut all: Vec<Forbidden> = others.chain(of_x32).map(|number| (number, [-1; 6], None)).collect();
+    for call in policy {
+        let with = |only: &Only, is_right: bool, arguments: &mut [c_long; 6]| {
+            let (argument, right, wrong) = match *only {
+                Only::Without(argument, bits) => (argument, 0, bits),
+                Only::With(argument, bits) => (argument, bits, 0),
+                Only::OneOf(argument, values) => (argument, values[0], u32::MAX - 100),
+                Only::Not(argument, value) => (argument, value + 1, value),
+                // Init.
+                Only::Own(argument) => (argument, std::process::id(), 1),
+                Only::Fails(_) => return,
+            };
+            arguments[usize::from(argument)] = c_long::from(if is_right { right } else { wrong });
+        };
+        for wrong in call.only {
+            let mut arguments = [0; 6];
+            call.only.iter().for_each(|only| with(only, true, &mut arguments));
+            with(wrong, false, &mut arguments);
+            let error = if let Only::Fails(error) = wrong { Some(*error) } else { None };
+            all.push((number(call), arguments, error));
+            // One bit of several is enough.
+            if let Only::Without(argument, bits) = *wrong {
+                for bit in (0..32).map(|bit| 1u32 << bit).filter(|bit| bits & bit != 0) {
+                    arguments[usize::from(argument)] = bit.into();
+                    all.push((number(call), arguments, None));
+                }
+            }
+        }
+    }
+    all
+}
+
+/// A number and up to six arguments, with commas between.
+fn parse(text: &str) -> Option<(c_long, [c_long; 6])> {
+    let mut words = text.split(',').map(|word| word.parse().ok());
+    let number = words.next()??;
+    let mut arguments = [0; 6];
+    for (argument, word) in arguments.iter_mut().zip(words) {
+        *argument = word?;
+    }
+    Some((number, arguments))
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [half, what] = arguments.as_slice() else {
         eprintln!("attempt HALF WHAT");
         exit(2);
     };
-    let Some((number, with)) = attempt(what) else {
-        eprintln!("no attempt {what}");
-        exit(2);
-    };
     let policy = match half.as_str() {
         "collector" => Some(collector_policy::CALLS),
         "uploader" => Some(uploader::policy::CALLS),
         _ => None,
+    };
+    if what == "forbidden" {
+        for (number, arguments, error) in policy.map(forbidden).unwrap_or_default() {
+            let arguments = arguments.map(|argument| argument.to_string()).join(",");
+            println!("{number},{arguments} {}", error.unwrap_or(0));
+        }
+        return;
+    }
+    let Some((number, with)) = attempt(what).or_else(|| parse(what)) else {
+        eprintln!("no attempt {what}");
+        exit(2);
     };
     if let Some(policy) = policy {
         let hardened = security::harden().map_err(|error| error.to_string());
@@ -94,5 +164,6 @@ fn main() {
         // SAFETY: ends the process.
         unsafe { libc::_exit(0) };
     }
-    println!("{what} gave {result}: {}", io::Error::last_os_error());
+    let error = io::Error::last_os_error();
+    println!("{what} gave {result}: {error}");
 }
