@@ -286,16 +286,27 @@ fn a_collector_that_is_told_to_stop_leaves_with_0() {
 }
 
 #[test]
-fn a_request_for_another_host_is_refused() {
+fn requests_for_another_host_or_of_another_site_are_refused() {
     let _alone = alone();
     let system = system();
-    let mut stream = std::net::TcpStream::connect(system.address()).unwrap();
-    stream
-        .write_all(b"GET /api/targets HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 4") && !answer.contains("comm"), "{answer}");
+    let own = system.address();
+    for (host, origin, status) in [
+        (own, String::new(), "200"),
+        (own, format!("Origin: http://{own}\r\n"), "200"),
+        ("evil.example", String::new(), "421"),
+        (own, "Origin: http://evil.example\r\n".into(), "403"),
+        (own, "Origin: null\r\n".into(), "403"),
+    ] {
+        let mut stream = std::net::TcpStream::connect(own).unwrap();
+        let request =
+            format!("GET /api/targets HTTP/1.1\r\nHost: {host}\r\n{origin}Connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}{answer}");
+        assert!(status == "200" || !answer.contains("comm"), "{answer}");
+        assert!(!answer.to_ascii_lowercase().contains("access-control-"), "{answer}");
+    }
 }
 
 #[test]

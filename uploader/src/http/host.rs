@@ -1,5 +1,6 @@
-//! Whom a request was meant for. A page of another site can make a browser ask us under a name of that site's (DNS
-//! rebinding), and then read the answer: so names that are not ours are refused.
+//! Whom a request was meant for, and whose page it comes from. A page of another site can make a browser ask us under a name of
+//! that site's (DNS rebinding), and then read the answer: so names that are not ours are refused. What a browser asks for in the
+//! name of another site's script is refused too.
 
 use std::net::IpAddr;
 
@@ -65,6 +66,23 @@ impl Hosts {
     }
 }
 
+/// The origin of a request that is another site's, as a browser says it (RFC 6454, section 7): not the host that it asks.
+fn foreign_origin(uri: &Uri, headers: &HeaderMap) -> Option<String> {
+    let host = uri.authority().map(|authority| authority.as_str().as_bytes());
+    let host = host.or_else(|| headers.get(header::HOST).map(HeaderValue::as_bytes)).unwrap_or_default();
+    // A proxy in front of the page may speak TLS.
+    let is_own = |origin: &[u8]| {
+        [&b"http://"[..], b"https://"].iter().any(|scheme| origin.strip_prefix(*scheme) == Some(host))
+    };
+    let mut origins = headers.get_all(header::ORIGIN).iter().map(HeaderValue::as_bytes);
+    origins.find(|origin| !is_own(origin)).map(|origin| String::from_utf8_lossy(origin).into_owned())
+}
+
+/// A header of a request, as it may be shown.
+fn shown(value: &str) -> String {
+    value.chars().filter(|c| !c.is_control()).take(255).collect()
+}
+
 /// Names do not differ by case, nor by the dot of the root at their end.
 fn normal(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
@@ -72,17 +90,19 @@ fn normal(name: &str) -> String {
 
 /// Refuses requests that were meant for somebody else.
 pub(super) async fn check(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
-    match hosts.foreign(request.uri(), request.headers()) {
-        None => next.run(request).await,
-        Some(host) => {
-            let host: String = host.chars().filter(|c| !c.is_control()).take(255).collect();
-            let message = format!(
-                "This is not {host}. If it should be, start bulkhead-uploader with --http-allowed-host={host}; else ask \
-                 by address, such as http://127.0.0.1:7071/.\n"
-            );
-            (StatusCode::MISDIRECTED_REQUEST, message).into_response()
-        }
+    if let Some(host) = hosts.foreign(request.uri(), request.headers()) {
+        let host = shown(&host);
+        let message = format!(
+            "This is not {host}. If it should be, start bulkhead-uploader with --http-allowed-host={host}; else ask by \
+             address, such as http://127.0.0.1:7071/.\n"
+        );
+        return (StatusCode::MISDIRECTED_REQUEST, message).into_response();
     }
+    if let Some(origin) = foreign_origin(request.uri(), request.headers()) {
+        let message = format!("Pages of {} may not read this.\n", shown(&origin));
+        return (StatusCode::FORBIDDEN, message).into_response();
+    }
+    next.run(request).await
 }
 
 /// Adds the headers that keep other sites and clever browsers out, where the answer has none of its own.
@@ -157,5 +177,34 @@ mod tests {
         assert_eq!(foreign("/", &[]), None);
         assert_eq!(foreign("/", &["localhost", "evil.example"]), Some("evil.example".into()));
         assert_eq!(foreign("http://evil.example/", &["localhost"]), Some("evil.example".into()));
+    }
+
+    #[test]
+    fn scripts_of_other_sites_are_strangers() {
+        let stranger = |uri: &'static str, host: &'static str, origins: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            headers.append(header::HOST, HeaderValue::from_static(host));
+            for origin in origins {
+                headers.append(header::ORIGIN, HeaderValue::from_static(origin));
+            }
+            foreign_origin(&Uri::from_static(uri), &headers).is_some()
+        };
+        assert!(!stranger("/", "localhost:7071", &[]));
+        assert!(!stranger("/", "localhost:7071", &["http://localhost:7071"]));
+        assert!(!stranger("/", "profiles.example", &["https://profiles.example"]));
+        assert!(!stranger("http://localhost:7071/", "other", &["http://localhost:7071"]));
+        for origin in [
+            "null",
+            "",
+            "http://localhost",
+            "http://localhost:70710",
+            "http://evil.example",
+            "file://",
+            "http://localhost:7071/",
+            "http://localhost:7071.evil.example",
+        ] {
+            assert!(stranger("/", "localhost:7071", &[origin]), "{origin}");
+        }
+        assert!(stranger("/", "localhost:7071", &["http://localhost:7071", "http://evil.example"]));
     }
 }
