@@ -12,7 +12,7 @@ mod users;
 
 pub use capabilities::{CapabilityError, effective, keep_exactly, missing};
 pub use caps::{Capability, CapsHashSet};
-pub use memory::give_back_memory;
+pub use memory::{give_back_memory, share_one_heap};
 pub use process::{ProcessError, harden};
 pub use seccomp::{Call, Only, PR_GET_AUXV, REFUSED, SeccompError, allow_only};
 pub use supervisor::Supervisor;

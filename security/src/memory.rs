@@ -7,3 +7,10 @@ pub fn give_back_memory() {
     // SAFETY: the function takes a number and may be called at any time, by any thread (malloc_trim(3)).
     unsafe { libc::malloc_trim(0) };
 }
+
+/// Has all threads allocate from one heap. Otherwise the allocator gives each thread one of its own, and what lives long in it
+/// keeps the memory of what that thread read from going back to the kernel. To be called before there is another thread.
+pub fn share_one_heap() {
+    // SAFETY: the function takes two numbers and changes only what the allocator does from now on (mallopt(3)).
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}

@@ -54,6 +54,7 @@ pub enum AppError {
 /// Runs until it is told to stop by SIGTERM or SIGINT.
 pub fn run(flags: &Flags) -> Result<(), AppError> {
     log_to_stderr(flags.log_level);
+    security::share_one_heap();
     policy::drop_privileges()?;
     let store = match &flags.local_store_directory {
         None => None,

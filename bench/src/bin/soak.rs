@@ -26,7 +26,7 @@ const COLUMNS: [(&str, f64); 5] = [
     ("uploader MiB", 4.0),
     ("BPF maps MiB", 0.5),
     ("collector's files", 2.0),
-    ("uploader's files", 2.0),
+    ("uploader's files", 20.0),
 ];
 
 fn look(system: &System) -> [f64; COLUMNS.len()] {
