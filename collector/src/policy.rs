@@ -43,7 +43,6 @@ pub(crate) const CALLS: &[Call] = &[
     Call::new("fstat", &[], "which file a mapping shows"),
     Call::new("statx", &[], "the size of what is read"),
     Call::new("newfstatat", &[], "whether a process is there"),
-    Call::new("stat", &[], "whether a process is there"),
     Call::new("readlinkat", &[], "where a /tmp that is a link leads"),
     Call::new("getdents64", &[], "the processes and threads in /proc"),
     Call::new(
