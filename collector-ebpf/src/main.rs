@@ -271,7 +271,7 @@ fn push(work: &mut Work, frame: u64) -> bool {
 /// Puts the frame down and moves to its caller. `None`: go on.
 #[inline(always)]
 fn one_frame(work: &mut Work) -> Option<End> {
-    if !push(work, work.cursor.registers.ip) {
+    if !push(work, work.cursor.recorded()) {
         return Some(End::TooDeep);
     }
     let mut cursor = work.cursor;

@@ -54,11 +54,11 @@ pub(crate) fn finish(
         if raw.user.len() >= MAX_USER_FRAMES {
             break End::TooDeep;
         }
-        raw.user.push(cursor.registers.ip);
+        raw.user.push(cursor.recorded());
     };
     let mut awaited = None;
     if end == End::NotPlaced {
-        let back = u64::from(cursor.interrupted == 0);
+        let back = u64::from(cursor.interrupted == unwinder::RETURN_ADDRESS);
         awaited = space.find(cursor.registers.ip.wrapping_sub(back)).and_then(CodeMapping::file);
         if awaited.is_some() {
             end = End::RowsMissing;

@@ -246,7 +246,8 @@ pub struct Sample {
     /// addresses.
     pub kernel: Vec<KernelFrame>,
     /// User frames, innermost first. The first is the interrupted instruction (or, when there are kernel frames,
-    /// the one after the system call); all others are return addresses: look them up at one byte less.
+    /// the one after the system call); all others are return addresses, or one byte behind what a signal interrupted: look them up
+    /// at one byte less.
     pub user: Vec<UserFrame>,
 }
 

@@ -72,7 +72,7 @@ pub struct Resume {
     pub fp: u64,
     /// Where the `ucontext` of the signal frame lies that was last passed through; 0: none.
     pub context: u64,
-    /// Whether `ip` is an interrupted instruction, not a return address.
+    /// Whether `ip` is an interrupted instruction, not a return address, and by what: see `unwinder`'s `Cursor`.
     pub interrupted: u32,
     /// As in the header.
     pub guessed: u32,

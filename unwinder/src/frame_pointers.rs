@@ -2,7 +2,7 @@
 
 use records::{End, NO_TABLE};
 
-use crate::{Cursor, Machine, Registers, rules};
+use crate::{Cursor, Machine, RETURN_ADDRESS, Registers, rules};
 
 /// `mov $15, %rax; syscall`: the call of `rt_sigreturn` that a signal handler returns to. C libraries without unwind
 /// information for it (musl) and Go have it in just this form; the last byte is not compared.
@@ -29,10 +29,12 @@ pub(crate) fn step(machine: &mut impl Machine, cursor: &mut Cursor, table: u32) 
     if code == SIGRETURN {
         return rules::signal(machine, cursor);
     }
-    if cursor.interrupted == 1 && machine.read_word(ip.wrapping_sub(SIGRETURN_LENGTH)) == Some(SIGRETURN) {
+    if cursor.interrupted != RETURN_ADDRESS
+        && machine.read_word(ip.wrapping_sub(SIGRETURN_LENGTH)) == Some(SIGRETURN)
+    {
         return rules::signal(machine, cursor);
     }
-    if cursor.interrupted == 0 && code & LEAVE_MASK == LEAVE {
+    if cursor.interrupted == RETURN_ADDRESS && code & LEAVE_MASK == LEAVE {
         let at = sp.wrapping_add((code >> LEAVE_SIZE) & 0x7f);
         let ip = machine.read_word(at).ok_or(End::Memory)?;
         cursor.registers = Registers { ip, sp: at.wrapping_add(8), fp: frame };
@@ -43,7 +45,11 @@ pub(crate) fn step(machine: &mut impl Machine, cursor: &mut Cursor, table: u32) 
         // nothing: it is there from a program's start on until code without frame pointers first uses the register, and
         // code that is made at run time keeps anything in it.
         let has_rows = table != NO_TABLE && machine.table(table).is_some_and(|entry| entry.page_count > 0);
-        return Err(if has_rows && cursor.interrupted == 0 { End::Root } else { End::NotClimbing });
+        return Err(if has_rows && cursor.interrupted == RETURN_ADDRESS {
+            End::Root
+        } else {
+            End::NotClimbing
+        });
     }
     // Callers lie higher on the stack. What does not climb is no frame pointer but some value that code compiled
     // without them keeps in the register; following it would invent frames.
@@ -55,6 +61,6 @@ pub(crate) fn step(machine: &mut impl Machine, cursor: &mut Cursor, table: u32) 
         return Err(End::Root);
     }
     cursor.registers = Registers { ip, sp: frame.wrapping_add(16), fp };
-    cursor.interrupted = 0;
+    cursor.interrupted = RETURN_ADDRESS;
     Ok(())
 }

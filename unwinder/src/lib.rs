@@ -52,6 +52,13 @@ pub trait Machine {
     fn rule(&mut self, number: u32) -> Option<Rule>;
 }
 
+/// A return address: it may lie behind the end of its function, the call before it does not.
+pub const RETURN_ADDRESS: u32 = 0;
+/// The instruction that the sample interrupted.
+pub const INNERMOST: u32 = 1;
+/// An instruction that a signal interrupted.
+pub const BY_SIGNAL: u32 = 2;
+
 /// A frame on the way to its caller.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -61,8 +68,7 @@ pub struct Cursor {
     /// Where the `ucontext` of the signal frame lies that was last passed through, and so the other registers of what it
     /// interrupted; 0: none was, and the kernel has saved them.
     pub context: u64,
-    /// Whether `registers.ip` is an interrupted instruction, and not a return address (which may lie behind the end
-    /// of its function: the call before it does not).
+    /// What `registers.ip` is: [`RETURN_ADDRESS`], [`INNERMOST`] or [`BY_SIGNAL`].
     pub interrupted: u32,
     /// Frames that lie in files and were left by frame pointers, since no row covers them.
     pub guessed: u32,
@@ -72,7 +78,17 @@ impl Cursor {
     /// The innermost frame.
     #[must_use]
     pub const fn new(registers: Registers) -> Self {
-        Cursor { registers, context: 0, interrupted: 1, guessed: 0 }
+        Cursor { registers, context: 0, interrupted: INNERMOST, guessed: 0 }
+    }
+
+    /// How the frame stands in a record. Of all but the innermost the byte before is what is looked up, so that of a return address
+    /// it is the call; what a signal interrupted may be the first instruction of its function, and is recorded as if it followed a
+    /// call.
+    #[expect(clippy::inline_always, reason = "runs in the kernel, once a frame")]
+    #[inline(always)]
+    #[must_use]
+    pub const fn recorded(&self) -> u64 {
+        self.registers.ip.wrapping_add((self.interrupted >> 1) as u64)
     }
 }
 
@@ -85,7 +101,7 @@ impl Cursor {
 #[expect(clippy::inline_always, reason = "a call costs the verifier as much as it costs the kernel")]
 #[inline(always)]
 pub fn step(machine: &mut impl Machine, cursor: &mut Cursor) -> Result<(), End> {
-    let back = u64::from(cursor.interrupted == 0);
+    let back = u64::from(cursor.interrupted == RETURN_ADDRESS);
     let address = cursor.registers.ip.wrapping_sub(back);
     let (table, offset) = machine.locate(address).ok_or(End::NotPlaced)?;
     let rule = if table == NO_TABLE { None } else { search::find_rule(machine, table, offset)? };

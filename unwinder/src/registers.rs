@@ -3,7 +3,7 @@
 
 use records::{End, REGISTERS};
 
-use crate::{Cursor, Machine};
+use crate::{Cursor, Machine, RETURN_ADDRESS};
 
 /// Where the general registers stand in a `ucontext` (`gregs` in `sys/ucontext.h`; the kernel's `struct sigcontext_64` in
 /// `arch/x86/include/uapi/asm/sigcontext.h`), and in which place each of DWARF's order is: four bits each.
@@ -20,7 +20,7 @@ const SAVED_BY_CALLEES: u32 = 1 << 3 | 1 << 6 | 1 << 7 | 0xf << 12;
 #[inline(always)]
 pub(crate) fn get(machine: &mut impl Machine, cursor: &Cursor, number: u8) -> Result<u64, End> {
     let number = number % REGISTERS;
-    if cursor.interrupted == 0 && SAVED_BY_CALLEES >> number & 1 == 1 {
+    if cursor.interrupted == RETURN_ADDRESS && SAVED_BY_CALLEES >> number & 1 == 1 {
         return Err(End::NoRule);
     }
     if cursor.context == 0 {

@@ -2,7 +2,7 @@
 
 use records::{Cfa, End, RDI, Rule, SavedFp};
 
-use crate::{Cursor, Machine, Registers, registers};
+use crate::{BY_SIGNAL, Cursor, Machine, RETURN_ADDRESS, Registers, registers};
 
 /// Where a signal frame's `ucontext` has the interrupted registers, from the stack pointer at the call of
 /// `rt_sigreturn`: `uc_mcontext` at 40, in it `gregs[REG_RBP]`, `[REG_RSP]` and `[REG_RIP]` (`sys/ucontext.h`; the
@@ -40,7 +40,7 @@ pub(crate) fn apply(machine: &mut impl Machine, cursor: &mut Cursor, rule: Rule)
         // Of a frame that was not interrupted it is not known: a callee may have used it.
         match registers::get(machine, cursor, RDI)? {
             0 => return Err(End::NoRule),
-            _ if cursor.interrupted == 0 => return Err(End::NoRule),
+            _ if cursor.interrupted == RETURN_ADDRESS => return Err(End::NoRule),
             di => (fp, di),
         }
     } else if rule.fp == SavedFp::AtCfa as u8 && rule.fp_offset == -16 {
@@ -64,7 +64,7 @@ pub(crate) fn apply(machine: &mut impl Machine, cursor: &mut Cursor, rule: Rule)
         return Err(End::Root);
     }
     cursor.registers = Registers { ip: return_address, sp: cfa, fp: saved_fp };
-    cursor.interrupted = u32::from(rule.cfa == Cfa::SpInterrupted as u8);
+    cursor.interrupted = if rule.cfa == Cfa::SpInterrupted as u8 { BY_SIGNAL } else { RETURN_ADDRESS };
     Ok(())
 }
 
@@ -78,6 +78,6 @@ pub(crate) fn signal(machine: &mut impl Machine, cursor: &mut Cursor) -> Result<
     let ip = machine.read_word(context.wrapping_add(UCONTEXT_RIP)).ok_or(End::Memory)?;
     cursor.registers = Registers { ip, sp, fp };
     cursor.context = context;
-    cursor.interrupted = 1;
+    cursor.interrupted = BY_SIGNAL;
     Ok(())
 }

@@ -100,11 +100,15 @@ fn saving_fp(rule: Rule, fp_offset: i16) -> Rule {
     Rule { fp: SavedFp::AtCfa as u8, fp_offset, ..rule }
 }
 
+/// How a frame at `FILE + 0x20` is recorded that was interrupted there, at the first byte of its function: the byte before is
+/// looked up.
+const INTERRUPTED: u64 = FILE + 0x20 + 1;
+
 fn unwind(world: &mut World, registers: Registers) -> (Vec<u64>, End, Cursor) {
     let mut frames = vec![];
     let mut cursor = Cursor::new(registers);
     loop {
-        frames.push(cursor.registers.ip);
+        frames.push(cursor.recorded());
         match step(world, &mut cursor) {
             Ok(()) => assert!(frames.len() < 1000, "an unwind without an end"),
             Err(end) => return (frames, end, cursor),
@@ -167,7 +171,7 @@ fn what_was_interrupted_by_its_runtime_is_looked_up_where_it_was() {
         (FILE + 0x30, Rule::of(Cfa::Root)),
     ];
     let (frames, end, _) = unwind(&mut with_rows(&words, &rows), Registers { ip: FILE, sp: STACK, fp: 7 });
-    assert_eq!((frames, end), (vec![FILE, FILE + 0x20, FILE + 0x31], End::Root));
+    assert_eq!((frames, end), (vec![FILE, INTERRUPTED, FILE + 0x31], End::Root));
 }
 
 #[test]
@@ -243,16 +247,16 @@ fn signals_lead_to_what_they_interrupted() {
         [(FILE, cfa(Cfa::Sp, 8)), (FILE + 0xf, Rule::of(Cfa::Signal)), (FILE + 0x20, Rule::of(Cfa::Root))];
     let (frames, end, cursor) =
         unwind(&mut with_rows(&words, &rows), Registers { ip: FILE, sp: STACK, fp: 3 });
-    assert_eq!(frames, [FILE, FILE + 0x10, FILE + 0x20]);
+    assert_eq!(frames, [FILE, FILE + 0x10, INTERRUPTED]);
     assert_eq!((end, cursor.registers.sp, cursor.registers.fp), (End::Root, STACK + 30 * 8, 0xf));
     // The same without rows for the trampoline, which is known by its code.
     let mut world = with_rows(&words, &[(FILE, cfa(Cfa::Sp, 8)), (FILE + 0x8, Rule::default())]);
     world.text = vec![(FILE + 0x10, u64::from_le_bytes([0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f]))];
     let (frames, ..) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 3 });
-    assert_eq!(frames, [FILE, FILE + 0x10, FILE + 0x20]);
+    assert_eq!(frames, [FILE, FILE + 0x10, INTERRUPTED]);
     // Interrupted within the call: behind the two instructions, the handler's return address already taken.
     let (frames, ..) = unwind(&mut world, Registers { ip: FILE + 0x19, sp: STACK + 8, fp: 3 });
-    assert_eq!(frames, [FILE + 0x19, FILE + 0x20]);
+    assert_eq!(frames, [FILE + 0x19, INTERRUPTED]);
 }
 
 #[test]
@@ -332,7 +336,7 @@ fn behind_a_signal_the_registers_are_those_that_it_saved() {
         let mut world = with_rows(&words, &rows);
         world.registers = [1; 16];
         let (frames, end, _) = unwind(&mut world, Registers { ip: FILE, sp: STACK, fp: 3 });
-        assert_eq!((frames, end), (vec![FILE, FILE + 0x10, FILE + 0x20, FILE + 0x31], End::Root), "{number}");
+        assert_eq!((frames, end), (vec![FILE, FILE + 0x10, INTERRUPTED, FILE + 0x31], End::Root), "{number}");
     }
 }
 
