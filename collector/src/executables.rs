@@ -134,6 +134,11 @@ impl Executables {
         };
         let (start, end) = mapped.opened_at;
         let opened = open(mapped.pid, start, end, has_numbers);
+        if let Err(error) = &opened {
+            // Its name is of somebody else's choice.
+            let path = mapped.path.escape_ascii();
+            log::debug!("process {} has {path} mapped, which cannot be opened: {error}", mapped.pid);
+        }
         let loss = if matches!(opened, Err(NotOpened::OnFuse)) { Loss::OnFuse } else { Loss::NotOpened };
         if let Ok(opened) = opened {
             if device != (major(opened.identity.device), minor(opened.identity.device)) {

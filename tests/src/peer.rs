@@ -1,11 +1,21 @@
 //! The other end of the collector's socket, in the hands of a test: an uploader that does as it likes.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    io::IoSlice,
+    mem::MaybeUninit,
+    os::fd::{BorrowedFd, OwnedFd},
+    time::Duration,
+};
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketType, connect, recv, send, sendmsg, socket,
     sockopt::{Timeout, set_socket_timeout},
 };
+
+/// Room for the control message of so many files as [`Peer::send_with_files`] may send: the most that the kernel takes
+/// (`SCM_MAX_FD`, `include/net/scm.h`).
+const MOST_FILES: usize = 253;
 
 /// A connection to the collector.
 #[derive(Debug)]
@@ -33,6 +43,18 @@ impl Peer {
     /// `None`: the other side has closed.
     pub fn send(&self, bytes: &[u8]) -> Option<()> {
         send(&self.0, bytes, SendFlags::NOSIGNAL).ok().map(drop)
+    }
+
+    /// Sends bytes and files with them.
+    ///
+    /// # Panics
+    ///
+    /// If there are more files than the kernel takes.
+    pub fn send_with_files(&self, bytes: &[u8], files: &[BorrowedFd]) -> Option<()> {
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        assert!(control.push(SendAncillaryMessage::ScmRights(files)), "{} files are too many", files.len());
+        sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).ok().map(drop)
     }
 
     /// The next packet; `None`: none came in time, or the other side has closed.

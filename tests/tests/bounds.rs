@@ -1,18 +1,22 @@
 //! What an uploader may do to the collector by reading nothing, by saying too much, or by saying what makes no sense, and what
 //! profiled processes may do to both by being very many: memory stays within its bounds, nobody waits, and what is lost is counted.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Read as _,
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
 
 use ipc::{ExecutableId, FromCollector, FromUploader, ProcessId};
 use rustix::process::Signal;
 use tests::{
     cgroup::Cgroup,
     peer::Peer,
-    process::{Running, own_memory},
+    process::{Running, open_files, own_memory},
     system::{CAPABILITIES, Options, Place, System, alone},
     wait::wait_for,
 };
-use workloads::stage;
+use workloads::{ends_at_once, spawner, stage};
 
 /// What the collector may hold, in MiB: as much as after any storm (its queue is 4 MiB, waiting samples 8, and what it knows of
 /// processes).
@@ -80,6 +84,40 @@ fn a_fork_bomb() {
     let events = system.metric("bulkhead_collector_kernel_events_total") - begun;
     println!("{events} records of the kernel; collector {collector} MiB, uploader {uploader} MiB at most");
     assert!(events > 10_000.0, "it is no bomb: {events} records");
+    assert!(collector < MOST_MIB, "{collector} MiB of the collector");
+    assert!(uploader < MOST_OF_UPLOADER_MIB, "{uploader} MiB of the uploader");
+    assert!(system.collector_status().is_none() && system.uploader_status().is_none());
+    let _busy = Running::shell("while :; do :; done", &[""; 0]);
+    system.collect("{comm=\"sh\"}", 50, 60);
+}
+
+/// As many programs as can be started: they end as soon as they begin.
+#[test]
+fn a_storm_of_short_programs() {
+    const SPAWNERS: usize = 4;
+    const PROGRAMS: u32 = 15_000;
+    let _alone = alone();
+    let system = System::start(Options::default());
+    let begun = system.metric("bulkhead_collector_kernel_events_total");
+    let short = ends_at_once().unwrap();
+    let start = Instant::now();
+    let arguments = [PROGRAMS.to_string().into(), short.into_os_string()];
+    let mut storm = [(); SPAWNERS].map(|()| Running::start(&spawner().unwrap(), &arguments));
+    let (mut collector, mut uploader) = (0, 0);
+    while storm.iter_mut().any(|spawner| spawner.status().is_none()) {
+        collector = collector.max(own_memory(system.collector_pid()) / 1024);
+        uploader = uploader.max(own_memory(system.uploader_pid()) / 1024);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    for mut spawner in storm {
+        assert!(spawner.wait_end(1).success(), "{}", spawner.output());
+    }
+    let events = system.metric("bulkhead_collector_kernel_events_total") - begun;
+    let rate = SPAWNERS as f64 * f64::from(PROGRAMS) / seconds;
+    println!(
+        "{rate:.0} a second, {events} records; collector {collector} MiB, uploader {uploader} MiB at most"
+    );
     assert!(collector < MOST_MIB, "{collector} MiB of the collector");
     assert!(uploader < MOST_OF_UPLOADER_MIB, "{uploader} MiB of the uploader");
     assert!(system.collector_status().is_none() && system.uploader_status().is_none());
@@ -179,6 +217,43 @@ fn every_cut_and_every_changed_message() {
         wait_for("the place is free again", 30, || Peer::greeted(&place.socket(), PATIENCE));
     }
     assert!(collector.status().is_none(), "{}", place.log("collector"));
+}
+
+/// Files are passed in one direction only. One that comes the other way is closed, and ends the session: with a greeting or a
+/// message, alone or as many as the kernel takes.
+#[test]
+fn files_that_nobody_asked_for() {
+    let _alone = alone();
+    let (place, mut collector) = collector();
+    let greeting = ipc::Hello {
+        protocol: ipc::PROTOCOL_VERSION,
+        role: ipc::Role::Uploader,
+        release: "bulkhead 0.0".into(),
+    };
+    let request = ipc::encode(&FromUploader::Reopen(ExecutableId(u32::MAX))).unwrap();
+    let before = open_files(collector.pid());
+    for (greets, bytes) in [(false, &greeting.to_bytes()[..]), (true, &request), (true, b"x"), (true, b"")] {
+        for count in [1, 2, 3, 253] {
+            let what = format!("{count} files with {} bytes, greeted: {greets}", bytes.len());
+            let peer = wait_for("the collector takes the next", 20, || {
+                if greets {
+                    Peer::greeted(&place.socket(), PATIENCE)
+                } else {
+                    Peer::connect(&place.socket(), PATIENCE)
+                }
+            });
+            // Its reading end is at its end when nobody has a writing end any more.
+            let (mut reader, writer) = std::io::pipe().unwrap();
+            peer.send_with_files(bytes, &vec![writer.as_fd(); count]).unwrap();
+            drop(writer);
+            assert!(takes_leave(&peer), "{what}");
+            assert_eq!(reader.read(&mut [0]).unwrap(), 0, "{what}");
+            assert!(collector.status().is_none(), "{what}: {}", place.log("collector"));
+        }
+    }
+    // No more than while one uploader is connected.
+    let _peer = wait_for("the collector takes another", 20, || Peer::greeted(&place.socket(), PATIENCE));
+    wait_for("no file stays open", 20, || (open_files(collector.pid()) <= before + 2).then_some(()));
 }
 
 #[test]

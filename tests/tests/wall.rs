@@ -313,11 +313,18 @@ fn requests_for_another_host_or_of_another_site_are_refused() {
 fn a_page_with_a_token_shows_nothing_without_it() {
     const TOKEN: &str = "a-token-for-this-test-alone";
     let _alone = alone();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), format!("{TOKEN}\n")).unwrap();
-    fs::set_permissions(file.path(), fs::Permissions::from_mode(0o444)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = folder.path().join("token");
+    let put = |token: &str| {
+        let next = folder.path().join("next");
+        fs::write(&next, format!("{token}\n")).unwrap();
+        fs::set_permissions(&next, fs::Permissions::from_mode(0o444)).unwrap();
+        fs::rename(&next, &path).unwrap();
+    };
+    put(TOKEN);
     let system = System::start(Options {
-        uploader_flags: flags(&[&format!("--http-token-file={}", file.path().display())]),
+        uploader_flags: flags(&[&format!("--http-token-file={}", path.display())]),
         ..Options::default()
     });
     let status = |path: &str, authorization: &[(&str, &str)]| {
@@ -335,5 +342,9 @@ fn a_page_with_a_token_shows_nothing_without_it() {
         assert_ne!(status(path, &[("Authorization", &bearer)]), 401, "{path}");
     }
     assert_eq!(status("/debug", &[("Authorization", &bearer)]), 404);
+    // The token is replaced while it runs.
+    put("the-next-token-of-this-test");
+    assert_eq!(status("/metrics", &[("Authorization", &bearer)]), 401);
+    assert_eq!(status("/metrics", &[("Authorization", "Bearer the-next-token-of-this-test")]), 200);
     assert!(!system.place().log("uploader").contains(TOKEN));
 }

@@ -13,10 +13,11 @@ use tracing::{info, warn};
 
 use crate::{
     collector_client,
-    confine::Confinement,
+    confine::{Confinement, Needs},
     flags::{Flags, HttpAddress, LogLevel},
-    http::{self, Access, Hosts, Token, TokenError, server},
+    http::{self, Access, Hosts, Token, server},
     policy::{self, PolicyError},
+    secret::SecretError,
     state::Shared,
     store::local::{LocalStore, StoreError},
     targets::TargetMaker,
@@ -45,7 +46,7 @@ pub enum AppError {
     Store(#[from] StoreError),
     /// The page's token cannot be read.
     #[error(transparent)]
-    Token(#[from] TokenError),
+    Token(#[from] SecretError),
     /// The runtime or a signal handler could not be made.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
@@ -62,8 +63,7 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
     };
     let supervisor = Supervisor::of_environment()?;
     let token = flags.http_token_file.as_deref().map(Token::read).transpose()?;
-    let (HttpAddress::Every(port) | HttpAddress::Host(_, port)) = flags.http_address;
-    let confinement = policy::lock_down(flags.local_store_directory.as_deref(), port)?;
+    let confinement = policy::lock_down(&needs(flags))?;
     // One thread for all that waits; what blocks has others.
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -75,6 +75,16 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
     // Threads that are stuck in a read do not hold up the end.
     runtime.shutdown_timeout(LAST_WORK);
     result
+}
+
+/// What the flags have it use of the machine.
+fn needs(flags: &Flags) -> Needs {
+    let (HttpAddress::Every(port) | HttpAddress::Host(_, port)) = flags.http_address;
+    Needs {
+        folders: flags.local_store_directory.iter().cloned().collect(),
+        files: flags.http_token_file.iter().cloned().collect(),
+        listens_on: port,
+    }
 }
 
 async fn serve(
@@ -102,7 +112,8 @@ async fn serve(
 
     let window = flags.window();
     let maker = TargetMaker::new(&flags.node, flags.external_labels());
-    let (shared, outbox) = Shared::new(maker, flags.thread_labels, window);
+    let name_cache = usize::try_from(flags.name_cache_size.0).unwrap_or(usize::MAX);
+    let (shared, outbox) = Shared::new(maker, flags.thread_labels, name_cache, window);
     let router =
         http::router(Arc::clone(&shared), window, Access { hosts: hosts(flags), token }, confinement);
     tokio::spawn(server::serve(listener, router, window));

@@ -1,7 +1,7 @@
 //! Which files the uploader may open, and which ports it may use, whatever it is told by a file that it parses or by a peer
 //! (landlock(7)). What an older kernel cannot enforce is known, logged and in `/metrics`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, NetPort, Ruleset, RulesetAttr,
@@ -48,10 +48,21 @@ impl Confinement {
     }
 }
 
-/// Leaves this process its store, what it needs to look up names, and listening on one port (0: any that the kernel chooses). For
-/// the calling thread and those that it will start, and for good.
-pub fn confine(local_store: Option<&Path>, port: u16) -> Result<Confinement, ConfineError> {
-    let version = match restrict(local_store, port)? {
+/// What the command line has it use.
+#[derive(Clone, Default, Debug)]
+pub struct Needs {
+    /// Folders that it writes to.
+    pub folders: Vec<PathBuf>,
+    /// Files that it reads again and again. Another file may take the place of each, so all of its folder may be read.
+    pub files: Vec<PathBuf>,
+    /// The port that it listens on; 0: any that the kernel chooses.
+    pub listens_on: u16,
+}
+
+/// Leaves this process what it needs, and what looking up names takes. For the calling thread and those that it will start, and for
+/// good.
+pub fn confine(needs: &Needs) -> Result<Confinement, ConfineError> {
+    let version = match restrict(needs)? {
         LandlockStatus::Available { effective_abi, .. } => effective_abi as i32,
         LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => 0,
     };
@@ -66,9 +77,10 @@ pub fn confine(local_store: Option<&Path>, port: u16) -> Result<Confinement, Con
     Ok(confinement)
 }
 
-fn restrict(local_store: Option<&Path>, port: u16) -> Result<LandlockStatus, ConfineError> {
+fn restrict(needs: &Needs) -> Result<LandlockStatus, ConfineError> {
     let all = AccessFs::from_all(NEWEST);
-    let reading = NAMES.iter().chain([&ITSELF, &DEBUG_FILES]);
+    let own = NAMES.iter().chain([&ITSELF, &DEBUG_FILES]).map(Path::new);
+    let reading = own.chain(needs.files.iter().map(|file| folder_of(file)));
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
@@ -76,11 +88,19 @@ fn restrict(local_store: Option<&Path>, port: u16) -> Result<LandlockStatus, Con
         .scope(Scope::from_all(NEWEST))?
         .create()?
         .add_rules(path_beneath_rules(reading, AccessFs::ReadFile | AccessFs::ReadDir))?
-        .add_rules(path_beneath_rules(local_store, store_access()))?
-        .add_rule(NetPort::new(port, AccessNet::BindTcp))?
+        .add_rules(path_beneath_rules(&needs.folders, store_access()))?
+        .add_rule(NetPort::new(needs.listens_on, AccessNet::BindTcp))?
         .set_compatibility(CompatLevel::BestEffort)
         .restrict_self()?;
     Ok(status.landlock)
+}
+
+fn folder_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+        Some(folder) => folder,
+        None => file,
+    }
 }
 
 /// Files and folders, no devices, links, sockets or pipes.
@@ -130,6 +150,8 @@ mod tests {
             ("look up names", true, read(Path::new("/etc/hosts"))),
             ("listen on its port", true, listen(free)),
             ("connect to a named socket", true, UnixStream::connect(folder.join("socket")).map(drop)),
+            ("read a token", true, read(&folder.join("tokens/token"))),
+            ("write a token", false, write(&folder.join("tokens/token"))),
             ("write outside", false, write(&folder.join("outside"))),
             ("read outside", false, read(&folder.join("secret"))),
             ("read outside by a link in the store", false, read(&store.join("link"))),
@@ -158,6 +180,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("store")).unwrap();
+        fs::create_dir(at("tokens")).unwrap();
+        fs::write(at("tokens/token"), "text").unwrap();
         fs::write(at("secret"), "text").unwrap();
         symlink(at("secret"), at("store/link")).unwrap();
         let _socket = UnixListener::bind(at("socket")).unwrap();
@@ -174,7 +198,8 @@ mod tests {
         let within = std::thread::scope(|scope| {
             let folder = folder.path();
             let thread = scope.spawn(move || {
-                let confinement = confine(Some(&folder.join("store")), free).unwrap();
+                let (folders, files) = (vec![folder.join("store")], vec![folder.join("tokens/token")]);
+                let confinement = confine(&Needs { folders, files, listens_on: free }).unwrap();
                 assert!(confinement.parts().all(|(_, enforced)| enforced), "{confinement:?}");
                 attempts(folder, free, other, open)
             });

@@ -14,6 +14,7 @@ pub mod processes;
 pub mod profile;
 pub mod resolve;
 pub mod rows;
+pub mod secret;
 pub mod state;
 pub mod store;
 pub mod symbols;

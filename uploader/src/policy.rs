@@ -1,12 +1,10 @@
 //! What the unprivileged half keeps of what it was started with: nothing (promise W9).
 
-use std::path::Path;
-
 use security::{Call, Only, PR_GET_AUXV};
 use thiserror::Error;
 use tracing::warn;
 
-use crate::confine::{ConfineError, Confinement, confine};
+use crate::confine::{ConfineError, Confinement, Needs, confine};
 
 /// Why the uploader does not run.
 #[derive(Debug, Error)]
@@ -43,8 +41,8 @@ pub fn drop_privileges() -> Result<(), PolicyError> {
 
 /// Leaves no file, port or system call but those that are needed. To be called before there is another thread, and before anything
 /// comes from outside.
-pub fn lock_down(local_store: Option<&Path>, port: u16) -> Result<Confinement, PolicyError> {
-    let confinement = confine(local_store, port)?;
+pub fn lock_down(needs: &Needs) -> Result<Confinement, PolicyError> {
+    let confinement = confine(needs)?;
     security::allow_only(CALLS)?;
     Ok(confinement)
 }

@@ -142,6 +142,21 @@ __asm__(".text\n"
 APART void run(void) {
     for (;;) __asm__ volatile("call in_rax" : : : "rax", "rcx", "r11", "memory", "cc");
 }
+#elif MODE == 11 // A signal interrupts a function at its very first instruction: what lies before that is another function.
+static APART void on_trap(int number, siginfo_t *info, void *context) {
+    sink += spin(2000000) + number;
+    // rip (REG_RIP of ucontext.h), beyond the two bytes of ud2.
+    ((ucontext_t *)context)->uc_mcontext.gregs[16] += 2;
+}
+
+__asm__(".text\n.type neighbour, @function\nneighbour:\n.cfi_startproc\nnop\nret\n.cfi_endproc\n.size neighbour, . - neighbour\n"
+        ".type trap, @function\ntrap:\n.cfi_startproc\nud2\nret\n.cfi_endproc\n.size trap, . - trap\n");
+
+APART void run(void) {
+    struct sigaction action = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO};
+    sigaction(SIGILL, &action, NULL);
+    for (;;) __asm__ volatile("call trap" : : : "memory", "cc");
+}
 #endif
 
 int main(void) {

@@ -68,6 +68,16 @@ fn tiny_of(kind: u32, rounds: u32) -> Result<PathBuf, BuildError> {
     in_c(&format!("tiny-{kind}"), include_str!("../programs/tiny.c"), &flags)
 }
 
+/// The same, that ends as soon as it has begun.
+pub fn ends_at_once() -> Result<PathBuf, BuildError> {
+    tiny_of(0, 1)
+}
+
+/// Starts a program again and again; see `programs/spawner.c`.
+pub fn spawner() -> Result<PathBuf, BuildError> {
+    in_c("spawner", &format!("{PRELUDE}#line 1\n{}", include_str!("../programs/spawner.c")), &["-w"])
+}
+
 /// The functions of a small executable, the innermost first.
 pub fn tiny_chain(kind: u32) -> Vec<String> {
     let own = ["leaf", "inner", "outer"].map(|part| format!("tiny_{kind}_{part}"));
@@ -127,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_others_compile() {
-        for path in [churn_loader(), frameless_brief("unit-brief"), templates(), thread_starts()] {
+        for path in [churn_loader(), frameless_brief("unit-brief"), spawner(), templates(), thread_starts()] {
             assert!(path.unwrap().exists());
         }
     }

@@ -27,6 +27,8 @@ pub enum Frameless {
     Secrets,
     /// Assembly keeps the old stack pointer in one register or another.
     Registers,
+    /// The first instruction of a function is one that the processor refuses; the handler of that signal is busy.
+    Trap,
 }
 
 /// What [`Frameless::Secrets`] has on its stack, plus a small number: like an address, and in no mapping.
@@ -56,6 +58,7 @@ impl Frameless {
             Frameless::Aligned => 8,
             Frameless::Secrets => 9,
             Frameless::Registers => 10,
+            Frameless::Trap => 11,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Files that are replaced, deleted, broken or cut while they run.
 
 use std::{
-    fs::{self, File},
-    os::unix::fs::FileExt as _,
+    fs::{self, File, Permissions},
+    os::unix::fs::{FileExt as _, PermissionsExt as _, chown},
     path::Path,
 };
 
@@ -18,6 +18,7 @@ pub(crate) const CASES: &[Case] = &[
     ("code_in_broken_files_keeps_its_frames", code_in_broken_files_keeps_its_frames),
     ("a_running_program_with_forged_sections", a_running_program_with_forged_sections),
     ("a_file_that_is_cut_while_it_is_mapped", a_file_that_is_cut_while_it_is_mapped),
+    ("a_program_that_only_its_owner_may_read", a_program_that_only_its_owner_may_read),
     ("odd_paths_are_kept", odd_paths_are_kept),
     ("a_pipe_in_the_place_of_a_program_does_not_block", a_pipe_in_the_place_of_a_program_does_not_block),
 ];
@@ -155,6 +156,26 @@ fn a_file_that_is_cut_while_it_is_mapped(system: &System) {
     let right = profile.count(|stack| stack.has_run(&["mapper_leaf", "mapper_work", "main"]));
     assert!(right as f64 > 0.97 * profile.total() as f64, "{}", profile.dump());
     assert_eq!((system.collector_status(), system.uploader_status()), (None, None), "both halves live");
+}
+
+/// 0500 its owner may read and run, 0100 nobody may read: the kernel then hides from others what the process has mapped.
+fn a_program_that_only_its_owner_may_read(system: &System) {
+    const NOBODY: u32 = 65534;
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).unwrap();
+    for (comm, mode) in [("owner-only", 0o500), ("unreadable", 0o100)] {
+        let path = folder.path().join(comm);
+        copy(&stage(&format!("stage-{comm}"), "private", false).unwrap(), &path);
+        chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        let user = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()];
+        let line = user.iter().map(AsRef::as_ref).chain([path.as_os_str()]).collect::<Vec<_>>();
+        let mut running = Running::start(Path::new("/usr/bin/setpriv"), &line);
+        running.wait_ready();
+        let profile = system.collect_settled(comm, 60);
+        let right = profile.count(|stack| stack.has_run(&["work_of_stage_private", "main"]));
+        assert!(right as f64 > 0.97 * profile.total() as f64, "{comm}: {}", profile.dump());
+    }
 }
 
 fn odd_paths_are_kept(system: &System) {

@@ -38,6 +38,11 @@ pub(crate) const CASES: &[Case] = &[
     ("signal_handlers_of_musl_do_too", |system| {
         signal_handlers_lead_to_what_they_interrupted(system, "signals-musl", &["-static", MUSL], STARTS);
     }),
+    ("a_signal_at_the_first_instruction_of_a_function", |system| {
+        // The red zone is not to be called into.
+        let flags = &["-mno-red-zone"];
+        check(system, "trap", Frameless::Trap, flags, &["spin", "on_trap", "trap", "run", "main"]);
+    }),
     ("recursion_without_frame_pointers", recursion_without_frame_pointers),
     ("large_frames", |system| {
         check(

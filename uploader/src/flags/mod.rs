@@ -7,7 +7,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
-pub use values::{ByteSize, ExternalLabels, HttpAddress, ProfilingDuration};
+pub use values::{ByteSize, ExternalLabels, HttpAddress, ProfilingDuration, ValueError};
 
 use crate::printable::printable;
 
@@ -50,7 +50,7 @@ pub struct Flags {
     pub http_allowed_host: Vec<String>,
 
     /// File with a token that whoever asks for the page must give, as a bearer token or as the password of any user;
-    /// read at the start
+    /// read again when it changes
     #[arg(long, value_name = "FILE")]
     pub http_token_file: Option<PathBuf>,
 
@@ -72,6 +72,10 @@ pub struct Flags {
         action = ArgAction::Set, value_name = "BOOL"
     )]
     pub thread_labels: bool,
+
+    /// Most memory for names that were found: half for symbol tables, half for the names of single addresses
+    #[arg(long, default_value = "20MiB", value_name = "SIZE", value_parser = at_least_a_mebibyte)]
+    pub name_cache_size: ByteSize,
 
     /// Socket of the collector
     #[arg(long, default_value = "/run/bulkhead/collector.sock", value_name = "PATH")]
@@ -135,6 +139,12 @@ impl Flags {
     }
 }
 
+/// Less would have everything looked up again for each window.
+fn at_least_a_mebibyte(text: &str) -> Result<ByteSize, ValueError> {
+    let size: ByteSize = text.parse()?;
+    if size.0 < 1 << 20 { Err(ValueError::new("at least 1MiB")) } else { Ok(size) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +171,7 @@ mod tests {
         assert_eq!(flags.http_address, HttpAddress::Every(7071));
         assert_eq!(flags.window(), Duration::from_secs(10));
         assert_eq!(flags.collector_socket, PathBuf::from("/run/bulkhead/collector.sock"));
-        assert_eq!(flags.local_store_size.0, 1 << 30);
+        assert_eq!((flags.local_store_size.0, flags.name_cache_size.0), (1 << 30, 20 << 20));
         assert_eq!(flags.local_store_directory, None);
         assert!(flags.thread_labels);
         assert!(flags.external_labels().is_empty());
@@ -184,6 +194,7 @@ mod tests {
             "--collector-socket=/tmp/c.sock",
             "--local-store-directory=/tmp/d",
             "--local-store-size=10MiB",
+            "--name-cache-size=1MiB",
             "--kubernetes=false",
         ])
         .unwrap();
@@ -197,7 +208,7 @@ mod tests {
         assert!(!flags.thread_labels);
         assert_eq!(flags.collector_socket, PathBuf::from("/tmp/c.sock"));
         assert_eq!(flags.local_store_directory, Some(PathBuf::from("/tmp/d")));
-        assert_eq!(flags.local_store_size.0, 10 << 20);
+        assert_eq!((flags.local_store_size.0, flags.name_cache_size.0), (10 << 20, 1 << 20));
     }
 
     #[test]
@@ -228,6 +239,7 @@ mod tests {
         assert!(error(&["--no-such-flag"]).contains("--no-such-flag"));
         assert!(error(&["stray"]).contains("stray"));
         assert!(error(&["--log-level=loud"]).contains("loud"));
+        assert!(error(&["--name-cache-size=1023KiB"]).contains("at least 1MiB"));
     }
 
     #[test]

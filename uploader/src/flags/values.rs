@@ -12,6 +12,12 @@ const WINDOWS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..
 #[error("{0}")]
 pub struct ValueError(String);
 
+impl ValueError {
+    pub(super) fn new(text: &str) -> Self {
+        ValueError(text.into())
+    }
+}
+
 /// `--http-address`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum HttpAddress {

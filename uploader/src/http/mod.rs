@@ -17,7 +17,7 @@ use axum::{Router, middleware, routing::get};
 use tokio::sync::Semaphore;
 
 pub use host::Hosts;
-pub use token::{Token, TokenError};
+pub use token::Token;
 
 use crate::{confine::Confinement, state::Shared};
 

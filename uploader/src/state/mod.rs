@@ -29,10 +29,6 @@ use crate::{
     worker::Worker,
 };
 
-/// Most memory for names of addresses, in bytes.
-const NAME_CACHE: usize = 10 << 20;
-/// Most memory for symbol tables, in bytes.
-const TABLE_CACHE: usize = 10 << 20;
 /// Most facts that are waited for at one time; more are read when they are needed.
 const MAX_READING: usize = 256;
 /// Requests that may wait to be sent.
@@ -102,12 +98,17 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The state with no collector yet, and what it will have for it.
-    pub fn new(maker: TargetMaker, thread_labels: bool, window: Duration) -> (Arc<Self>, Outbox) {
+    /// The state with no collector yet, and what it will have for it. `name_cache`: bytes for names that were found.
+    pub fn new(
+        maker: TargetMaker,
+        thread_labels: bool,
+        name_cache: usize,
+        window: Duration,
+    ) -> (Arc<Self>, Outbox) {
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (tables_sender, tables) = mpsc::channel(MAX_TABLES);
         let shared = Shared {
-            state: Mutex::new(State::new(maker, thread_labels, sender)),
+            state: Mutex::new(State::new(maker, thread_labels, name_cache, sender)),
             files: Worker::new(4),
             names: Worker::new(2),
             rows: Worker::new(1),
@@ -163,7 +164,12 @@ pub struct State {
 }
 
 impl State {
-    fn new(maker: TargetMaker, thread_labels: bool, requests: mpsc::Sender<Request>) -> Self {
+    fn new(
+        maker: TargetMaker,
+        thread_labels: bool,
+        name_cache: usize,
+        requests: mpsc::Sender<Request>,
+    ) -> Self {
         State {
             maker,
             thread_labels,
@@ -175,8 +181,8 @@ impl State {
             jit: JitProcesses::default(),
             modules: Modules::default(),
             kernel: Arc::default(),
-            names: NameCache::new(NAME_CACHE),
-            tables: TableCache::new(TABLE_CACHE),
+            names: NameCache::new(name_cache / 2),
+            tables: TableCache::new(name_cache / 2),
             awaited: HashSet::new(),
             rows_wanted: Wanted::default(),
             window: Window::begin(1, 100),
