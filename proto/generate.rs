@@ -2,11 +2,18 @@
 
 use std::{error::Error, path::Path};
 
+/// The packages, each in a file of its own.
+const FILES: [&str; 2] = ["pprof.proto", "parca_profilestore.proto"];
+
 /// Writes a file of Rust code for each package into `folder`. The compiler for .proto files is written in Rust, so
-/// nothing needs to be installed.
+/// nothing needs to be installed. Of services there are clients, and for tests servers.
 pub(crate) fn generate(folder: &Path) -> Result<(), Box<dyn Error>> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
-    let files = protox::compile([sources.join("pprof.proto")], [&sources])?;
-    prost_build::Config::new().out_dir(folder).compile_fds(files)?;
+    let files = protox::compile(FILES.map(|file| sources.join(file)), [&sources])?;
+    tonic_prost_build::configure()
+        .out_dir(folder)
+        .build_transport(false)
+        .server_mod_attribute(".", "#[cfg(feature = \"server\")]")
+        .compile_fds(files)?;
     Ok(())
 }

@@ -7,3 +7,9 @@
 #[rustfmt::skip]
 #[path = "generated/perftools.profiles.rs"]
 pub mod pprof;
+
+/// How a Parca server takes profiles: `parca.profilestore.v1alpha1`.
+#[expect(clippy::pedantic, unused_qualifications, missing_docs, reason = "generated")]
+#[rustfmt::skip]
+#[path = "generated/parca.profilestore.v1alpha1.rs"]
+pub mod profilestore;

@@ -42,13 +42,21 @@ pub struct Options {
     pub collector_flags: Vec<String>,
     /// Further flags of the uploader.
     pub uploader_flags: Vec<String>,
+    /// `NAME=VALUE`, of the uploader's environment.
+    pub uploader_environment: Vec<String>,
     /// Whether every profile is stored, to be read by [`System::stored`].
     pub store: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { window: "4s", collector_flags: Vec::new(), uploader_flags: Vec::new(), store: false }
+        Options {
+            window: "4s",
+            collector_flags: Vec::new(),
+            uploader_flags: Vec::new(),
+            uploader_environment: Vec::new(),
+            store: false,
+        }
     }
 }
 
@@ -158,6 +166,7 @@ impl Place {
         // As script/run makes it: the socket gets the uploader's group from the folder.
         make_folder(&root.join("run"), 0o2750, collector, uploader_group);
         make_folder(&root.join("store"), 0o700, uploader, uploader_group);
+        make_folder(&root.join("spool"), 0o700, uploader, uploader_group);
         make_folder(&root.join("log"), 0o700, 0, 0);
         for name in ["bulkhead-collector", "bulkhead-uploader"] {
             let to = root.join("bin").join(name);
@@ -191,10 +200,17 @@ impl Place {
 
     /// Starts the uploader.
     pub fn uploader_with(&self, flags: &[String]) -> Running {
-        let mut line = vec![
+        self.uploader_in(&[], flags)
+    }
+
+    /// Starts the uploader with these variables in its environment too (`NAME=VALUE`).
+    pub fn uploader_in(&self, environment: &[String], flags: &[String]) -> Running {
+        let mut line = vec!["/usr/bin/env".to_owned()];
+        line.extend(environment.iter().cloned());
+        line.extend([
             self.path("bin/bulkhead-uploader").display().to_string(),
             format!("--collector-socket={}", self.socket()),
-        ];
+        ]);
         line.extend(flags.iter().cloned());
         Running::start_line("the uploader", &as_user(UPLOADER_USER), &line, &self.path("log/uploader"))
     }
@@ -218,8 +234,15 @@ fn lock(half: &Mutex<Option<Running>>) -> MutexGuard<'_, Option<Running>> {
 impl System {
     /// Starts both halves and waits until they are ready: connected, and a window finished.
     pub fn start(options: Options) -> Self {
+        Self::start_with(options, |_| Vec::new())
+    }
+
+    /// The same, with flags of the uploader's that name what lies in the place.
+    pub fn start_with(mut options: Options, flags: impl FnOnce(&Place) -> Vec<String>) -> Self {
+        let place = Place::new();
+        options.uploader_flags.extend(flags(&place));
         let system = System {
-            place: Place::new(),
+            place,
             options,
             address: format!("127.0.0.1:{}", free_port()),
             collector: Mutex::new(None),
@@ -257,7 +280,7 @@ impl System {
             flags.push(format!("--local-store-directory={}", self.place.path("store").display()));
         }
         flags.extend(self.options.uploader_flags.iter().cloned());
-        *lock(&self.uploader) = Some(self.place.uploader_with(&flags));
+        *lock(&self.uploader) = Some(self.place.uploader_in(&self.options.uploader_environment, &flags));
     }
 
     /// Pid of the collector.

@@ -200,18 +200,25 @@ fn errors_that_a_person_meets_are_one_line() {
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for (flag, status, part) in [
-        (format!("--http-address={address}"), 1, address.as_str()),
-        ("--local-store-directory=/proc/no".to_owned(), 1, "/proc/no"),
-        ("--store-address=localhost:7070".to_owned(), 2, "store-address"),
-        ("--bogus".to_owned(), 2, "bogus"),
+    let store = "--store-address=localhost:7070";
+    for (line, status, part) in [
+        (&[&format!("--http-address={address}") as &str][..], 1, address.as_str()),
+        (&["--local-store-directory=/proc/no"], 1, "/proc/no"),
+        (&[store, "--spool-directory=/proc/no"], 1, "/proc/no"),
+        (&[store, "--bearer-token-file=/no/token"], 1, "/no/token"),
+        (&[store, "--store-ca-file=/no/ca.pem"], 1, "/no/ca.pem"),
+        (&[store, "--store-ca-file=/etc/hostname"], 1, "no certificate"),
+        (&["--store-address=https://localhost"], 2, "store-address"),
+        (&["--kubernetes"], 2, "kubernetes"),
+        (&["--bogus"], 2, "bogus"),
     ] {
         let place = Place::new();
-        let mut uploader = place.uploader_with(std::slice::from_ref(&flag));
+        let mut uploader = place.uploader_with(&flags(line));
         let ended = uploader.wait_end(20);
         let log = place.log("uploader");
-        assert_eq!(ended.code(), Some(status), "{flag}: {log}");
-        assert!(log.contains(part), "{flag}: {log}");
+        assert_eq!(ended.code(), Some(status), "{line:?}: {log}");
+        assert!(log.contains(part), "{line:?}: {log}");
+        assert!(status == 2 || log.lines().count() == 1, "{line:?}: {log}");
     }
 }
 

@@ -7,21 +7,27 @@ use thiserror::Error;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
-    time::sleep,
+    sync::oneshot,
+    time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
 use crate::{
     collector_client,
     confine::{Confinement, Needs},
-    flags::{Flags, HttpAddress, LogLevel},
+    delivery::{self, Delivery},
+    flags::{Flags, HttpAddress, LogLevel, StoreFlags},
     http::{self, Access, Hosts, Token, server},
     policy::{self, PolicyError},
     secret::SecretError,
+    spool::{Spool, SpoolError},
     state::Shared,
-    store::local::{LocalStore, StoreError},
+    store::{
+        local::{LocalStore, StoreError},
+        parca::{Parca, ParcaError},
+    },
     targets::TargetMaker,
-    windows,
+    windows::{self, Sinks},
     worker::MAX_STUCK,
 };
 
@@ -29,6 +35,10 @@ use crate::{
 const WORKING_THREADS: usize = 12;
 /// How long an idle one of them is kept.
 const IDLE_THREAD: Duration = Duration::from_secs(2);
+/// Where name servers listen when an answer is too long for UDP.
+const NAME_SERVERS: u16 = 53;
+/// How long the end waits for the window that is open.
+const LAST_WINDOW: Duration = Duration::from_secs(5);
 /// How long the end waits for what is being written.
 const LAST_WORK: Duration = Duration::from_millis(500);
 
@@ -44,6 +54,12 @@ pub enum AppError {
     /// The local folder cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The spool cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The store cannot be spoken to with these flags.
+    #[error(transparent)]
+    Parca(#[from] ParcaError),
     /// The page's token cannot be read.
     #[error(transparent)]
     Token(#[from] SecretError),
@@ -57,13 +73,15 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
     log_to_stderr(flags.log_level);
     security::share_one_heap();
     policy::drop_privileges()?;
-    let store = match &flags.local_store_directory {
+    let local = match &flags.local_store_directory {
         None => None,
         Some(directory) => Some(Arc::new(LocalStore::open(directory, flags.local_store_size.0)?)),
     };
+    let sending = if flags.store.has_store() { Some(Sending::open(&flags.store)?) } else { None };
+    let sinks = Sinks { local, spool: sending.as_ref().map(|sending| Arc::clone(&sending.spool)) };
     let supervisor = Supervisor::of_environment()?;
     let token = flags.http_token_file.as_deref().map(Token::read).transpose()?;
-    let confinement = policy::lock_down(&needs(flags))?;
+    let confinement = policy::lock_down(&needs(flags, sending.as_ref()))?;
     // One thread for all that waits; what blocks has others.
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -71,25 +89,56 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
         .thread_keep_alive(IDLE_THREAD)
         .thread_name("work")
         .build()?;
-    let result = runtime.block_on(serve(flags, store, token, confinement, &supervisor));
+    let result = runtime.block_on(serve(flags, sinks, sending, token, confinement, &supervisor));
     // Threads that are stuck in a read do not hold up the end.
     runtime.shutdown_timeout(LAST_WORK);
     result
 }
 
 /// What the flags have it use of the machine.
-fn needs(flags: &Flags) -> Needs {
+fn needs(flags: &Flags, sending: Option<&Sending>) -> Needs {
     let (HttpAddress::Every(port) | HttpAddress::Host(_, port)) = flags.http_address;
-    Needs {
+    let mut needs = Needs {
         folders: flags.local_store_directory.iter().cloned().collect(),
         files: flags.http_token_file.iter().cloned().collect(),
         listens_on: port,
+        connects_to: Vec::new(),
+    };
+    if let Some(sending) = sending {
+        let store = &flags.store;
+        let files = [
+            &store.bearer_token_file,
+            &store.store_ca_file,
+            &store.store_client_certificate,
+            &store.store_client_key,
+        ];
+        needs.files.extend(files.into_iter().flatten().cloned());
+        needs.folders.push(store.spool());
+        needs.connects_to.extend([sending.store.port(), NAME_SERVERS]);
+    }
+    needs
+}
+
+/// What it takes to send profiles to a store.
+struct Sending {
+    store: Parca,
+    spool: Arc<Spool>,
+}
+
+impl Sending {
+    fn open(flags: &StoreFlags) -> Result<Self, AppError> {
+        if !flags.bearer_token.is_empty() {
+            warn!("--bearer-token shows in the list of processes; --bearer-token-file does not");
+        }
+        let store = Parca::open(flags)?;
+        Ok(Sending { store, spool: Arc::new(Spool::open(&flags.spool(), flags.spool_size.0)?) })
     }
 }
 
 async fn serve(
     flags: &Flags,
-    store: Option<Arc<LocalStore>>,
+    sinks: Sinks,
+    sending: Option<Sending>,
     token: Option<Token>,
     confinement: Confinement,
     supervisor: &Supervisor,
@@ -114,10 +163,21 @@ async fn serve(
     let maker = TargetMaker::new(&flags.node, flags.external_labels());
     let name_cache = usize::try_from(flags.name_cache_size.0).unwrap_or(usize::MAX);
     let (shared, outbox) = Shared::new(maker, flags.thread_labels, name_cache, window);
-    let router =
-        http::router(Arc::clone(&shared), window, Access { hosts: hosts(flags), token }, confinement);
+    let delivery = sending.map(|Sending { store, spool }| {
+        let delivery = Arc::new(Delivery::new(flags.store.store_address.to_string(), spool));
+        tokio::spawn(delivery::run(Arc::clone(&delivery), store, flags.store.batch_write_interval.0));
+        delivery
+    });
+    let router = http::router(
+        Arc::clone(&shared),
+        window,
+        Access { hosts: hosts(flags), token },
+        confinement,
+        delivery,
+    );
     tokio::spawn(server::serve(listener, router, window));
-    tokio::spawn(windows::run(Arc::clone(&shared), window, store));
+    let (stop, stopped) = oneshot::channel();
+    let windows = tokio::spawn(windows::run(Arc::clone(&shared), window, sinks, stopped));
     tokio::spawn(collector_client::run(shared, flags.collector_socket.clone(), outbox));
     supervisor.ready();
     tokio::select! {
@@ -126,6 +186,11 @@ async fn serve(
         () = stay_alive(supervisor) => {}
     }
     supervisor.stopping();
+    // What was sampled since the last window is not lost where it has somewhere to go.
+    let _ = stop.send(());
+    if timeout(LAST_WINDOW, windows).await.is_err() {
+        warn!("the last window could not be finished within {} seconds", LAST_WINDOW.as_secs());
+    }
     Ok(())
 }
 

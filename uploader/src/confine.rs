@@ -57,6 +57,8 @@ pub struct Needs {
     pub files: Vec<PathBuf>,
     /// The port that it listens on; 0: any that the kernel chooses.
     pub listens_on: u16,
+    /// Ports that it connects to.
+    pub connects_to: Vec<u16>,
 }
 
 /// Leaves this process what it needs, and what looking up names takes. For the calling thread and those that it will start, and for
@@ -90,6 +92,12 @@ fn restrict(needs: &Needs) -> Result<LandlockStatus, ConfineError> {
         .add_rules(path_beneath_rules(reading, AccessFs::ReadFile | AccessFs::ReadDir))?
         .add_rules(path_beneath_rules(&needs.folders, store_access()))?
         .add_rule(NetPort::new(needs.listens_on, AccessNet::BindTcp))?
+        .add_rules(
+            needs
+                .connects_to
+                .iter()
+                .map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp))),
+        )?
         .set_compatibility(CompatLevel::BestEffort)
         .restrict_self()?;
     Ok(status.landlock)
@@ -135,6 +143,7 @@ mod tests {
         free: u16,
         other: u16,
         open: u16,
+        second: u16,
     ) -> Vec<(&'static str, bool, io::Result<()>)> {
         let store = folder.join("store");
         let write = |path: &Path| OpenOptions::new().create(true).append(true).open(path).map(drop);
@@ -171,7 +180,8 @@ mod tests {
                     .and_then(|()| fs::rename(store.join("moved"), folder.join("moved"))),
             ),
             ("listen on another port", false, listen(other)),
-            ("connect by TCP", false, TcpStream::connect(("127.0.0.1", open)).map(drop)),
+            ("connect to its store", true, TcpStream::connect(("127.0.0.1", second)).map(drop)),
+            ("connect elsewhere", false, TcpStream::connect(("127.0.0.1", open)).map(drop)),
         ]
     }
 
@@ -187,11 +197,13 @@ mod tests {
         let _socket = UnixListener::bind(at("socket")).unwrap();
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let open = server.local_addr().unwrap().port();
+        let store = TcpListener::bind("127.0.0.1:0").unwrap();
+        let second = store.local_addr().unwrap().port();
         // Two that are free, as far as anybody can know.
         let [free, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [free, other] = [free, other].map(|listener| listener.local_addr().unwrap().port());
 
-        for (what, _, result) in attempts(folder.path(), free, other, open) {
+        for (what, _, result) in attempts(folder.path(), free, other, open, second) {
             assert!(result.is_ok(), "without: {what}: {result:?}");
         }
         // Landlock is a thread's.
@@ -199,9 +211,10 @@ mod tests {
             let folder = folder.path();
             let thread = scope.spawn(move || {
                 let (folders, files) = (vec![folder.join("store")], vec![folder.join("tokens/token")]);
-                let confinement = confine(&Needs { folders, files, listens_on: free }).unwrap();
+                let confinement =
+                    confine(&Needs { folders, files, listens_on: free, connects_to: vec![second] }).unwrap();
                 assert!(confinement.parts().all(|(_, enforced)| enforced), "{confinement:?}");
-                attempts(folder, free, other, open)
+                attempts(folder, free, other, open, second)
             });
             thread.join().unwrap()
         });

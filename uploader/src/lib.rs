@@ -5,6 +5,7 @@
 pub mod app;
 pub mod collector_client;
 pub mod confine;
+pub mod delivery;
 pub mod executables;
 pub mod flags;
 pub mod http;
@@ -15,6 +16,7 @@ pub mod profile;
 pub mod resolve;
 pub mod rows;
 pub mod secret;
+pub mod spool;
 pub mod state;
 pub mod store;
 pub mod symbols;

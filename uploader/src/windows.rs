@@ -6,14 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::spawn_blocking, time::sleep_until};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+    time::sleep_until,
+};
 use tracing::{debug, warn};
 
 use crate::{
+    delivery,
     profile::{Finished, Frame, Names, TargetSamples, Window, build, to_gzip},
     resolve,
+    spool::Spool,
     state::Shared,
-    store::local::LocalStore,
+    store::{local::LocalStore, parca},
 };
 
 /// Names of long windows are looked up this often, so that files need not be held open until the end.
@@ -21,10 +27,31 @@ const PASS: Duration = Duration::from_secs(10);
 /// Windows that may wait for those before them to be finished.
 const MAX_WAITING: usize = 1;
 
-/// Ends windows and finishes them, for ever.
-pub async fn run(shared: Arc<Shared>, length: Duration, store: Option<Arc<LocalStore>>) {
+/// Where profiles go beside the page.
+#[derive(Clone, Debug, Default)]
+pub struct Sinks {
+    /// A folder for people.
+    pub local: Option<Arc<LocalStore>>,
+    /// What is to be sent to a store.
+    pub spool: Option<Arc<Spool>>,
+}
+
+/// Ends windows and finishes them, until it is told to stop: then the open one is ended early, and all are finished.
+pub async fn run(shared: Arc<Shared>, length: Duration, sinks: Sinks, stop: oneshot::Receiver<()>) {
     let (sender, receiver) = mpsc::channel(MAX_WAITING);
-    tokio::join!(end(&shared, length, &sender), finish(&shared, receiver, store));
+    let ending = async {
+        tokio::select! {
+            () = end(&shared, length, &sender) => {}
+            // Whoever would have told may be gone: that is no reason to stop.
+            Ok(()) = stop => {}
+        }
+        let window = shared.state().end_window(Instant::now());
+        // There is nobody to wait for it if this fails.
+        let _ = sender.send(window).await;
+        // Without a sender, those that are finished were the last.
+        drop(sender);
+    };
+    tokio::join!(ending, finish(&shared, receiver, sinks));
 }
 
 async fn end(shared: &Arc<Shared>, length: Duration, finished: &mpsc::Sender<Window>) {
@@ -56,14 +83,14 @@ async fn end(shared: &Arc<Shared>, length: Duration, finished: &mpsc::Sender<Win
     }
 }
 
-async fn finish(shared: &Arc<Shared>, mut windows: mpsc::Receiver<Window>, store: Option<Arc<LocalStore>>) {
+async fn finish(shared: &Arc<Shared>, mut windows: mpsc::Receiver<Window>, sinks: Sinks) {
     while let Some(window) = windows.recv().await {
         let begun = Instant::now();
         let names = resolve::names(shared, &window.stacks).await;
         let number = window.number;
-        let store = store.clone();
+        let sinks = sinks.clone();
         let result = spawn_blocking(move || {
-            let profiles = profiles(&window, &names, store.as_deref());
+            let profiles = profiles(&window, &names, &sinks);
             drop((window, names));
             // A window takes many times the memory that is kept between windows.
             security::give_back_memory();
@@ -87,12 +114,13 @@ async fn finish(shared: &Arc<Shared>, mut windows: mpsc::Receiver<Window>, store
 }
 
 /// The profiles of a window, and how many the store took and failed to take.
-fn profiles(window: &Window, names: &Names, store: Option<&LocalStore>) -> (Vec<Finished>, u64, u64) {
+fn profiles(window: &Window, names: &Names, sinks: &Sinks) -> (Vec<Finished>, u64, u64) {
     let (mut stored, mut failures) = (0, 0);
+    let mut sent = Vec::new();
     let mut finished = Vec::with_capacity(window.targets.len());
     for (labels, samples) in &window.targets {
         let pprof = to_gzip(&build(window, labels, samples, names));
-        if let Some(store) = store {
+        if let Some(store) = &sinks.local {
             match store.write(labels, window.time_nanos, &pprof) {
                 Ok(()) => stored += 1,
                 Err(error) => {
@@ -104,6 +132,9 @@ fn profiles(window: &Window, names: &Names, store: Option<&LocalStore>) -> (Vec<
                 }
             }
         }
+        if sinks.spool.is_some() {
+            sent.push(parca::series(labels, pprof.clone()));
+        }
         let length = i64::try_from(window.duration.as_nanos()).unwrap_or(i64::MAX);
         finished.push(Finished {
             window: window.number,
@@ -114,6 +145,10 @@ fn profiles(window: &Window, names: &Names, store: Option<&LocalStore>) -> (Vec<
             problem: problem(window, samples, names),
             pprof: Some(pprof.into()),
         });
+    }
+    if let Some(spool) = &sinks.spool {
+        // What is lost is counted there.
+        delivery::put(spool, sent);
     }
     (finished, stored, failures)
 }

@@ -1,12 +1,14 @@
 //! The command line: the seed's flags with the seed's names, defaults and forms, and some of our own.
 
 mod refused;
+mod store;
 mod values;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+pub use store::{BatchInterval, StoreAddress, StoreFlags, StoreHeader};
 pub use values::{ByteSize, ExternalLabels, HttpAddress, ProfilingDuration, ValueError};
 
 use crate::printable::printable;
@@ -88,6 +90,10 @@ pub struct Flags {
     /// Most bytes that --local-store-directory may hold; the oldest profiles go first
     #[arg(long, default_value = "1GiB", value_name = "SIZE")]
     pub local_store_size: ByteSize,
+
+    /// Where profiles are sent
+    #[command(flatten)]
+    pub store: StoreFlags,
 }
 
 impl Flags {
@@ -104,6 +110,9 @@ impl Flags {
             flags.node = printable(rustix::system::uname().nodename().to_bytes());
         }
         flags.check_labels(&mut command)?;
+        if let Some(problem) = flags.store.problem() {
+            return Err(command.error(clap::error::ErrorKind::ArgumentConflict, problem));
+        }
         Ok(flags)
     }
 

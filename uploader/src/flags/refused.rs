@@ -25,16 +25,10 @@ const fn boolean(name: &'static str, feature: &'static str) -> Refused {
     Refused { name, boolean: true, harmless: &["false"], feature }
 }
 
-const STORE: &str = "send profiles to a store";
 const KUBERNETES: &str = "discover Kubernetes containers";
 const SYSTEMD: &str = "be told which systemd units to profile";
 
 const REFUSED: &[Refused] = &[
-    text("store-address", &[], STORE),
-    text("bearer-token", &[], STORE),
-    text("bearer-token-file", &[], STORE),
-    boolean("insecure", STORE),
-    boolean("insecure-skip-verify", STORE),
     text("sampling-ratio", &["1", "1.0"], "profile only a part of the targets"),
     boolean("kubernetes", KUBERNETES),
     text("pod-label-selector", &[], KUBERNETES),
@@ -42,7 +36,6 @@ const REFUSED: &[Refused] = &[
     text("temp-dir", &["/tmp"], "write object files"),
     text("socket-path", &[], "ask a container runtime"),
     text("systemd-cgroup-path", &[], SYSTEMD),
-    text("batch-write-interval", &["10s"], STORE),
     boolean("debug-info-disable", "send debug information to a store"),
     text("cgroups", &[], "be told which cgroups to profile"),
     text("cgroup-path", &[], "be told which cgroups to profile"),

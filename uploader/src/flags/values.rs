@@ -65,7 +65,7 @@ impl FromStr for ProfilingDuration {
 }
 
 /// A duration as Go's `time.ParseDuration` reads it, without a sign.
-fn go_duration(text: &str) -> Result<Duration, ValueError> {
+pub(super) fn go_duration(text: &str) -> Result<Duration, ValueError> {
     let wrong = || ValueError("write a duration such as 10s, 1m30s or 500ms".into());
     let mut nanos = 0.0f64;
     let mut rest = text;

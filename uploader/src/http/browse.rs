@@ -40,7 +40,8 @@ pub async fn index(State(context): State<Context>) -> Response {
     }
     drop(state);
     let notice = (!notices.is_empty()).then(|| notices.join("; "));
-    pages::response(pages::index_page(&rows, notice.as_deref()))
+    let store = context.delivery.as_ref().map(|delivery| delivery.sentence());
+    pages::response(pages::index_page(&rows, notice.as_deref(), store.as_deref()))
 }
 
 /// `/query?debug=1`: the page of the targets that match.

@@ -17,6 +17,7 @@ use records::{End, Loss};
 
 use super::Context;
 use crate::{
+    delivery::Delivery,
     state::{LIMITATIONS, Shared},
     worker::Worker,
 };
@@ -101,8 +102,44 @@ impl Collector for Scrape {
         let parts = self.0.confinement.parts().map(|(part, enforced)| (part, usize::from(enforced)));
         let help = "Whether landlock restricts this part of what the uploader may do";
         encoder.gauges("landlock_enforced", help, "part", parts)?;
+        if let Some(delivery) = &self.0.delivery {
+            sending(&mut encoder, delivery)?;
+        }
         process(&mut encoder)
     }
+}
+
+/// What was sent to the store, what waits for it, and what was lost.
+fn sending(encoder: &mut Encoder<'_>, delivery: &Delivery) -> fmt::Result {
+    let (counts, spooled, content) = (delivery.counts(), delivery.spool.counts(), delivery.spool.content());
+    let profiles = [
+        ("spooled", spooled.written),
+        ("sent", counts.sent),
+        ("refused", counts.refused),
+        ("dropped", spooled.dropped),
+        ("damaged", spooled.damaged),
+    ];
+    encoder.counters(
+        "store_profiles",
+        "Profiles for the store, by what became of them",
+        "state",
+        profiles,
+    )?;
+    let bytes =
+        [("sent", counts.sent_bytes), ("refused", counts.refused_bytes), ("dropped", spooled.dropped_bytes)];
+    encoder.counters(
+        "store_bytes",
+        "Bytes of profiles for the store, by what became of them",
+        "state",
+        bytes,
+    )?;
+    encoder.counters("store_calls", "Calls to the store, by how they ended", "result", counts.calls)?;
+    let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    encoder.gauge("spool_entries", "Entries that wait to be sent", content.entries)?;
+    encoder.gauge("spool_profiles", "Profiles that wait to be sent", number(content.profiles))?;
+    encoder.gauge("spool_bytes", "Bytes that the spool has on the disk", number(content.bytes))?;
+    let oldest = number(content.oldest.unwrap_or_default().as_secs());
+    encoder.gauge("spool_oldest_age_seconds", "How long the oldest entry has waited", oldest)
 }
 
 /// What the collector counts, summed over its restarts.

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 pub use host::Hosts;
 pub use token::Token;
 
-use crate::{confine::Confinement, state::Shared};
+use crate::{confine::Confinement, delivery::Delivery, state::Shared};
 
 /// Queries that may wait for a window at one time.
 const MAX_WAITING: usize = 64;
@@ -31,6 +31,7 @@ pub struct Context {
     window: Duration,
     waiting: Arc<Semaphore>,
     confinement: Confinement,
+    delivery: Option<Arc<Delivery>>,
 }
 
 /// Who may ask.
@@ -43,8 +44,15 @@ pub struct Access {
 }
 
 /// All routes.
-pub fn router(shared: Arc<Shared>, window: Duration, access: Access, confinement: Confinement) -> Router {
-    let context = Context { shared, window, waiting: Arc::new(Semaphore::new(MAX_WAITING)), confinement };
+pub fn router(
+    shared: Arc<Shared>,
+    window: Duration,
+    access: Access,
+    confinement: Confinement,
+    delivery: Option<Arc<Delivery>>,
+) -> Router {
+    let waiting = Arc::new(Semaphore::new(MAX_WAITING));
+    let context = Context { shared, window, waiting, confinement, delivery };
     let mut router = Router::new()
         .route("/", get(browse::index))
         .route("/query", get(api::query))

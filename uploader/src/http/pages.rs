@@ -68,13 +68,17 @@ pub fn response(html: String) -> Response {
         .into_response()
 }
 
-/// `/`: the table of all targets, sorted by labels. The notice stands above it, for what concerns the whole machine.
-pub fn index_page(rows: &[TargetRow], notice: Option<&str>) -> String {
+/// `/`: the table of all targets, sorted by labels. Above it stand a notice, for what concerns the whole machine, and how sending
+/// to the store goes.
+pub fn index_page(rows: &[TargetRow], notice: Option<&str>, store: Option<&str>) -> String {
     let mut html = head("Active Profilers", assets::INDEX_SCRIPT);
     html.push_str("<main>\n<div class=\"title\"><h1>Active Profilers</h1>");
     let _ = writeln!(html, "<span id=\"count\" class=\"muted\" role=\"status\">{}</span></div>", count(rows));
     if let Some(notice) = notice {
         let _ = writeln!(html, "<p class=\"note\" role=\"note\">{}</p>", text(notice));
+    }
+    if let Some(store) = store {
+        let _ = writeln!(html, "<p id=\"store\" class=\"muted\">{}</p>", text(store));
     }
     html.push_str(
         "<div class=\"toolbar\"><label class=\"grow\"><span class=\"hidden\">Filter the targets</span>\
@@ -354,7 +358,7 @@ mod tests {
         hostile.profile_type = HOSTILE.into();
         let targets = [hostile.labels.clone(), row("b").labels];
         let pages = [
-            index_page(&[hostile], Some(HOSTILE)),
+            index_page(&[hostile], Some(HOSTILE), Some(HOSTILE)),
             profile_page(&ProfilePage {
                 query: HOSTILE,
                 profile_type: HOSTILE,
@@ -379,7 +383,7 @@ mod tests {
             targets: &[],
             window: Duration::from_secs(10),
         });
-        for page in [page, index_page(&[row("a")], None)] {
+        for page in [page, index_page(&[row("a")], None, None)] {
             assert!(!page.contains("style=") && !page.contains("<style") && !page.contains(" onclick"));
             assert_eq!(page.matches("<script").count(), page.matches("<script type=\"module\" src=").count());
         }
@@ -387,7 +391,7 @@ mod tests {
 
     #[test]
     fn rows_are_sorted_and_linked() {
-        let page = index_page(&[row("b"), row("a c")], None);
+        let page = index_page(&[row("b"), row("a c")], None, None);
         let first = page.find("<bdi>a c</bdi>").expect("a c is shown");
         let second = page.find("<bdi>b</bdi>").expect("b is shown");
         assert!(first < second);

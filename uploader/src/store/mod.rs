@@ -1,3 +1,5 @@
 //! Where profiles go beside the page.
 
+pub mod connection;
 pub mod local;
+pub mod parca;

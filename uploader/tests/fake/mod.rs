@@ -58,9 +58,11 @@ impl Bench {
         let page = server::listen_on(&HttpAddress::Host("127.0.0.1".into(), 0)).await.unwrap();
         let port = page.local_addr().unwrap().port();
         let access = Access { hosts: Hosts::new([]), token: None };
-        let router = http::router(Arc::clone(&shared), WINDOW, access, Confinement::default());
+        let router = http::router(Arc::clone(&shared), WINDOW, access, Confinement::default(), None);
         tokio::spawn(server::serve(page, router, WINDOW));
-        tokio::spawn(windows::run(Arc::clone(&shared), WINDOW, Some(store)));
+        let sinks = windows::Sinks { local: Some(store), spool: None };
+        let (_, stop) = tokio::sync::oneshot::channel();
+        tokio::spawn(windows::run(Arc::clone(&shared), WINDOW, sinks, stop));
         tokio::spawn(collector_client::run(shared, socket, requests));
         Bench { folder, listener, port }
     }

@@ -1,0 +1,392 @@
+//! Profiles that wait to be sent, as files in a folder: what was written outlives the process, and the machine. An entry is written
+//! whole or not at all (written aside, brought to the disk, renamed), and is there until somebody says that it has arrived. The
+//! oldest go when there is no room, in the folder's bound or on the disk, and are counted.
+//!
+//! A file for each entry, and no database: a damaged one is lost alone, and the room of each comes back at once.
+
+mod entry;
+
+use std::{
+    collections::VecDeque,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use entry::Entry;
+use rustix::fs::{FlockOperation, flock};
+use thiserror::Error;
+use tokio::sync::Notify;
+use tracing::warn;
+
+/// What is being written; left over only when the process ended meanwhile.
+const UNFINISHED: &str = ".tmp";
+/// What an entry's name ends with that turned out to be damaged, and one that the store refused for good.
+const ASIDE: [&str; 2] = [".damaged", ".refused"];
+/// One part in so many of the bound is for what was set aside.
+const ASIDE_SHARE: u64 = 8;
+
+/// What went wrong, on which path.
+#[derive(Debug, Error)]
+pub enum SpoolError {
+    /// The file system said no.
+    #[error(
+        "cannot {action} {path} (--spool-directory): {source}; is it a folder that this user may write to, with room in it?"
+    )]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process has this spool.
+    #[error("{0} (--spool-directory) is in use by another bulkhead-uploader")]
+    InUse(PathBuf),
+    /// An entry is larger than all that the spool may hold.
+    #[error("profiles of {size} bytes do not fit into a spool of {limit} (--spool-size)")]
+    TooLarge {
+        /// Bytes of the entry.
+        size: u64,
+        /// The spool's bound.
+        limit: u64,
+    },
+}
+
+/// What has happened to entries, since the start.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct SpoolCounts {
+    /// Profiles that were written.
+    pub written: u64,
+    /// Profiles that could not be written, or were removed for want of room before they were sent.
+    pub dropped: u64,
+    /// Bytes of these.
+    pub dropped_bytes: u64,
+    /// Profiles in entries that turned out to be damaged.
+    pub damaged: u64,
+}
+
+/// What is in the spool now.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct SpoolContent {
+    /// Entries.
+    pub entries: usize,
+    /// Profiles in them.
+    pub profiles: u64,
+    /// Bytes on the disk, with what was set aside.
+    pub bytes: u64,
+    /// How long ago the oldest was made.
+    pub oldest: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// The oldest first.
+    entries: VecDeque<Entry>,
+    /// How many of them, from the oldest on, are being sent: these are not removed.
+    taken: usize,
+    /// What was set aside, the oldest first, with its size.
+    aside: VecDeque<(String, u64)>,
+    /// What all of it costs.
+    bytes: u64,
+    last: u64,
+    counts: SpoolCounts,
+}
+
+/// The folder.
+#[derive(Debug)]
+pub struct Spool {
+    directory: PathBuf,
+    limit: u64,
+    /// Locked for as long as this is open; also what is brought to the disk when names change.
+    folder: File,
+    inner: Mutex<Inner>,
+    /// Woken when there is an entry more.
+    pub arrived: Notify,
+}
+
+/// Entries that are about to be sent.
+#[derive(Debug)]
+pub struct Taken {
+    /// The payload of each, the oldest first.
+    pub payloads: Vec<Vec<u8>>,
+    /// How many entries they were.
+    entries: usize,
+}
+
+impl Spool {
+    /// Opens the folder, making it if it is not there, and finds what was left in it.
+    pub fn open(directory: &Path, limit: u64) -> Result<Self, SpoolError> {
+        let failed = |action, source| SpoolError::File { action, path: directory.to_owned(), source };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|source| failed("make", source))?;
+        let folder = File::open(directory).map_err(|source| failed("open", source))?;
+        flock(&folder, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| SpoolError::InUse(directory.to_owned()))?;
+        let mut inner = Inner {
+            entries: VecDeque::new(),
+            taken: 0,
+            aside: VecDeque::new(),
+            bytes: 0,
+            last: 0,
+            counts: SpoolCounts::default(),
+        };
+        inner.find(directory).map_err(|source| failed("read", source))?;
+        let spool = Spool {
+            directory: directory.to_owned(),
+            limit,
+            folder,
+            inner: Mutex::new(inner),
+            arrived: Notify::new(),
+        };
+        // Whether it can be written to shows now, and not when there is something to lose.
+        let trial = directory.join(format!("trial{UNFINISHED}"));
+        Self::write_file(&trial, &[b""])?;
+        fs::remove_file(&trial).map_err(|source| failed("remove from", source))?;
+        spool.make_room(&mut spool.lock(), 0);
+        Ok(spool)
+    }
+
+    /// Writes an entry, and returns when it is on the disk. Blocks.
+    pub fn put(&self, payload: &[u8], profiles: u64) -> Result<(), SpoolError> {
+        let mut inner = self.lock();
+        let result = self.write_entry(&mut inner, payload, profiles);
+        match &result {
+            Ok(()) => inner.counts.written += profiles,
+            Err(_) => inner.counts.count_dropped(profiles, payload.len() as u64),
+        }
+        drop(inner);
+        self.arrived.notify_one();
+        result
+    }
+
+    fn write_entry(&self, inner: &mut Inner, payload: &[u8], profiles: u64) -> Result<(), SpoolError> {
+        let entry = Entry::after(inner.last, profiles, payload.len());
+        if entry.cost() > self.limit {
+            return Err(SpoolError::TooLarge { size: entry.cost(), limit: self.limit });
+        }
+        self.make_room(inner, entry.cost());
+        let head = entry::head(payload);
+        loop {
+            match self.write_whole(&entry.name(), &[&head, payload]) {
+                Ok(()) => break,
+                // The disk is full, by others perhaps: of what is here, the newest is worth the most.
+                Err(SpoolError::File { source, .. }) if is_full(&source) && self.remove_oldest(inner) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        inner.last = entry.number;
+        inner.bytes += entry.cost();
+        inner.entries.push_back(entry);
+        Ok(())
+    }
+
+    /// The oldest entries, of so many bytes together or one; `None`: there is none. They stay until [`Spool::remove`] is called;
+    /// nobody else may call this before. One that is damaged is set aside. Blocks.
+    pub fn take(&self, most_bytes: u64) -> Option<Taken> {
+        let mut payloads = Vec::new();
+        let mut bytes = 0;
+        loop {
+            let mut inner = self.lock();
+            let Some(entry) = inner.entries.get(payloads.len()).copied() else { break };
+            if !payloads.is_empty() && bytes + entry.size > most_bytes {
+                break;
+            }
+            inner.taken = payloads.len() + 1;
+            drop(inner);
+            let read = fs::read(self.directory.join(entry.name()));
+            if let Some(payload) = read.as_ref().ok().and_then(|file| entry::payload(file)) {
+                bytes += entry.size;
+                payloads.push(payload.to_vec());
+            } else {
+                let reason =
+                    read.err().map_or("it is not what was written".into(), |error| error.to_string());
+                self.set_damaged_aside(payloads.len(), &reason);
+            }
+        }
+        let entries = payloads.len();
+        self.lock().taken = entries;
+        (entries > 0).then_some(Taken { payloads, entries })
+    }
+
+    /// Removes entries that have arrived, or that nobody will ever take.
+    pub fn remove(&self, taken: &Taken) {
+        let mut inner = self.lock();
+        inner.taken = 0;
+        for _ in 0..taken.entries {
+            if let Some(entry) = inner.entries.pop_front() {
+                inner.bytes = inner.bytes.saturating_sub(entry.cost());
+                self.remove_file(&entry.name());
+            }
+        }
+    }
+
+    /// Keeps what the store refuses for good, for whoever wants to look at it, as long as there is room.
+    pub fn keep_refused(&self, payload: &[u8]) {
+        let mut inner = self.lock();
+        let name = format!("{:020}{}", Entry::after(inner.last, 0, 0).number, ASIDE[1]);
+        if self.write_whole(&name, &[payload]).is_ok() {
+            inner.put_aside(name, payload.len() as u64);
+            self.make_room(&mut inner, 0);
+        }
+    }
+
+    /// What is in it.
+    pub fn content(&self) -> SpoolContent {
+        let inner = self.lock();
+        SpoolContent {
+            entries: inner.entries.len(),
+            profiles: inner.entries.iter().map(|entry| entry.profiles).sum(),
+            bytes: inner.bytes,
+            oldest: inner.entries.front().map(|entry| entry.age()),
+        }
+    }
+
+    /// What has happened.
+    pub fn counts(&self) -> SpoolCounts {
+        self.lock().counts
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_damaged_aside(&self, index: usize, reason: &str) {
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.remove(index) else { return };
+        inner.bytes = inner.bytes.saturating_sub(entry.cost());
+        inner.counts.damaged += entry.profiles;
+        let name = entry.name();
+        warn!(
+            "{} profiles are lost: {} is set aside: {reason}",
+            entry.profiles,
+            self.directory.join(&name).display()
+        );
+        let aside = format!("{name}{}", ASIDE[0]);
+        if fs::rename(self.directory.join(&name), self.directory.join(&aside)).is_ok() {
+            inner.put_aside(aside, entry.size);
+            self.make_room(&mut inner, 0);
+        }
+    }
+
+    /// Removes what there is no room for beside `more` bytes.
+    fn make_room(&self, inner: &mut Inner, more: u64) {
+        let aside = |inner: &Inner| inner.aside.iter().map(|(_, size)| entry::cost(*size)).sum::<u64>();
+        let mut aside_bytes = aside(inner);
+        while aside_bytes > self.limit / ASIDE_SHARE
+            && let Some((name, size)) = inner.aside.pop_front()
+        {
+            aside_bytes -= entry::cost(size);
+            inner.bytes = inner.bytes.saturating_sub(entry::cost(size));
+            self.remove_file(&name);
+        }
+        while inner.bytes.saturating_add(more) > self.limit && self.remove_oldest(inner) {}
+    }
+
+    /// Removes what is worth the least; `false`: there is nothing.
+    fn remove_oldest(&self, inner: &mut Inner) -> bool {
+        if let Some((name, size)) = inner.aside.pop_front() {
+            inner.bytes = inner.bytes.saturating_sub(entry::cost(size));
+            self.remove_file(&name);
+            return true;
+        }
+        let taken = inner.taken;
+        let Some(entry) = inner.entries.remove(taken) else { return false };
+        inner.bytes = inner.bytes.saturating_sub(entry.cost());
+        inner.counts.count_dropped(entry.profiles, entry.size);
+        self.remove_file(&entry.name());
+        true
+    }
+
+    fn remove_file(&self, name: &str) {
+        let path = self.directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!("cannot remove {} (--spool-directory): {error}", path.display());
+            }
+            _ => {}
+        }
+    }
+
+    /// Writes a file so that it is there whole, or not at all, whenever the machine stops.
+    fn write_whole(&self, name: &str, parts: &[&[u8]]) -> Result<(), SpoolError> {
+        let path = self.directory.join(name);
+        let unfinished = self.directory.join(format!("{name}{UNFINISHED}"));
+        let written = Self::write_file(&unfinished, parts).and_then(|()| {
+            fs::rename(&unfinished, &path)
+                // So that its name is on the disk too.
+                .and_then(|()| self.folder.sync_all())
+                .map_err(|source| SpoolError::File { action: "write", path, source })
+        });
+        if written.is_err() {
+            // It may not have got so far.
+            let _ = fs::remove_file(&unfinished);
+        }
+        written
+    }
+
+    fn write_file(path: &Path, parts: &[&[u8]]) -> Result<(), SpoolError> {
+        let write = || {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            for part in parts {
+                file.write_all(part)?;
+            }
+            file.sync_all()
+        };
+        write().map_err(|source| SpoolError::File { action: "write", path: path.to_owned(), source })
+    }
+}
+
+impl Inner {
+    /// What a process before this one has left.
+    fn find(&mut self, directory: &Path) -> io::Result<()> {
+        for file in fs::read_dir(directory)? {
+            let file = file?;
+            let (name, metadata) = (file.file_name(), file.metadata()?);
+            // Nothing is touched that this spool does not write.
+            let Some(name) = name.to_str().filter(|_| metadata.is_file()) else { continue };
+            if name.ends_with(UNFINISHED) {
+                fs::remove_file(file.path())?;
+            } else if let Some(entry) = Entry::of(name, metadata.len()) {
+                self.bytes += entry.cost();
+                self.last = self.last.max(entry.number);
+                self.entries.push_back(entry);
+            } else if ASIDE.iter().any(|suffix| name.ends_with(suffix)) {
+                self.put_aside(name.to_owned(), metadata.len());
+            }
+        }
+        self.entries.make_contiguous().sort_unstable();
+        self.aside.make_contiguous().sort_unstable();
+        Ok(())
+    }
+
+    fn put_aside(&mut self, name: String, size: u64) {
+        self.bytes += entry::cost(size);
+        self.aside.push_back((name, size));
+    }
+}
+
+impl SpoolCounts {
+    fn count_dropped(&mut self, profiles: u64, bytes: u64) {
+        self.dropped += profiles;
+        self.dropped_bytes += bytes;
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests;

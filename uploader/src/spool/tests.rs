@@ -1,0 +1,149 @@
+//! Of the spool alone. What a full disk and an end at any instant do to it is tried with the whole program too.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn texts(taken: &Taken) -> Vec<&str> {
+    taken.payloads.iter().map(|payload| std::str::from_utf8(payload).unwrap()).collect()
+}
+
+#[test]
+fn what_is_put_comes_in_order_and_stays_until_it_has_arrived() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a/spool");
+    let spool = Spool::open(&path, MIB).unwrap();
+    assert!(spool.take(MIB).is_none());
+    for text in ["one", "two", "three"] {
+        spool.put(text.as_bytes(), 2).unwrap();
+    }
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&path.join(&names(&path)[0]))), (0o700, 0o600));
+    // Bytes of files: 12 and the payload.
+    assert_eq!(texts(&spool.take(30).unwrap()), ["one", "two"]);
+    // It goes wrong, and all of it is tried again.
+    let taken = spool.take(1).unwrap();
+    assert_eq!(texts(&taken), ["one"]);
+    spool.remove(&taken);
+    assert!(matches!(Spool::open(&path, MIB), Err(SpoolError::InUse(_))));
+    drop(spool);
+    // The next process goes on with what is left.
+    let spool = Spool::open(&path, MIB).unwrap();
+    spool.put(b"four", 1).unwrap();
+    let content = spool.content();
+    assert_eq!((content.entries, content.profiles), (3, 5));
+    assert!(content.oldest.unwrap() < Duration::from_mins(1));
+    let taken = spool.take(MIB).unwrap();
+    assert_eq!(texts(&taken), ["two", "three", "four"]);
+    spool.remove(&taken);
+    assert!(names(&path).is_empty());
+    assert_eq!((spool.content().bytes, spool.content().oldest), (0, None));
+}
+
+#[test]
+fn damaged_entries_are_set_aside_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), MIB).unwrap();
+    for text in ["one", "two", "three", "four", "five"] {
+        spool.put(text.as_bytes(), 1).unwrap();
+    }
+    let before = names(folder.path());
+    let at = |index: usize| folder.path().join(&before[index]);
+    fs::write(at(0), "").unwrap();
+    fs::write(at(2), [&fs::read(at(2)).unwrap()[..], b"x"].concat()).unwrap();
+    fs::remove_file(at(3)).unwrap();
+    let taken = spool.take(MIB).unwrap();
+    assert_eq!(texts(&taken), ["two", "five"]);
+    spool.remove(&taken);
+    assert_eq!(spool.counts().damaged, 3);
+    let left = names(folder.path());
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left.iter().all(|name| name.ends_with(".entry.damaged")), "{left:?}");
+    // They are not read again.
+    drop(spool);
+    assert!(Spool::open(folder.path(), MIB).unwrap().take(MIB).is_none());
+}
+
+#[test]
+fn the_oldest_go_when_there_is_no_room_but_not_what_is_being_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let limit = 10 * (4096 + 12 + 1000);
+    let spool = Spool::open(folder.path(), limit).unwrap();
+    let put = |byte: u8| spool.put(&[byte; 1000], 3).unwrap();
+    (0..10).for_each(put);
+    let taken = spool.take(1500).unwrap();
+    assert_eq!(taken.payloads[0][0], 0);
+    put(10);
+    put(11);
+    assert_eq!((spool.counts().dropped, spool.counts().dropped_bytes), (6, 2 * 1012));
+    assert!(spool.content().bytes <= limit);
+    spool.remove(&taken);
+    let rest = spool.take(MIB).unwrap();
+    assert_eq!(
+        rest.payloads.iter().map(|payload| payload[0]).collect::<Vec<_>>(),
+        (3..12).collect::<Vec<_>>()
+    );
+    spool.remove(&rest);
+    assert!(matches!(
+        spool.put(&vec![0; usize::try_from(limit).unwrap()], 1),
+        Err(SpoolError::TooLarge { .. })
+    ));
+    assert_eq!(spool.counts().dropped, 7);
+    // A smaller bound at the next start.
+    (0..10).for_each(put);
+    drop(spool);
+    let spool = Spool::open(folder.path(), limit / 2).unwrap();
+    assert_eq!(spool.content().entries, 5);
+    assert_eq!(names(folder.path()).len(), 5);
+}
+
+#[test]
+fn what_was_refused_is_kept_for_as_long_as_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let limit = 80 * (4096 + 1000);
+    let spool = Spool::open(folder.path(), limit).unwrap();
+    for _ in 0..30 {
+        spool.keep_refused(&[1; 1000]);
+    }
+    assert_eq!(names(folder.path()).len(), 10, "an eighth of the bound");
+    assert!(names(folder.path()).iter().all(|name| name.ends_with(".refused")));
+    for _ in 0..79 {
+        spool.put(&[0; 988], 1).unwrap();
+    }
+    assert_eq!(spool.counts().dropped, 0);
+    assert_eq!(names(folder.path()).len(), 80);
+    drop(spool);
+    assert_eq!(Spool::open(folder.path(), limit).unwrap().content().entries, 79);
+}
+
+#[test]
+fn what_others_left_in_the_folder_is_not_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["README", "1.1.entry", "00000000000000000001.1.entry.tmp"] {
+        fs::write(folder.path().join(name), "x").unwrap();
+    }
+    fs::create_dir(folder.path().join("00000000000000000001.1.entry")).unwrap();
+    let spool = Spool::open(folder.path(), 10).unwrap();
+    assert!(spool.take(MIB).is_none());
+    assert_eq!(names(folder.path()), ["00000000000000000001.1.entry", "1.1.entry", "README"]);
+}
+
+#[test]
+fn a_folder_that_is_none_is_an_error_of_one_line() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for path in [file.path().to_owned(), file.path().join("below"), "/proc/nowhere".into()] {
+        let message = Spool::open(&path, 1).unwrap_err().to_string();
+        assert!(message.contains(path.to_str().unwrap()) && !message.contains('\n'), "{message}");
+    }
+}
