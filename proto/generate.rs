@@ -3,7 +3,7 @@
 use std::{error::Error, path::Path};
 
 /// The packages, each in a file of its own.
-const FILES: [&str; 2] = ["pprof.proto", "parca_profilestore.proto"];
+const FILES: [&str; 3] = ["pprof.proto", "parca_profilestore.proto", "parca_debuginfo.proto"];
 
 /// Writes a file of Rust code for each package into `folder`. The compiler for .proto files is written in Rust, so
 /// nothing needs to be installed. Of services there are clients, and for tests servers.

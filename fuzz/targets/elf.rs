@@ -3,7 +3,7 @@
 
 use bulkhead_fuzz::Changing;
 use libfuzzer_sys::fuzz_target;
-use objects::{ElfFacts, ReadAt, SymbolTable};
+use objects::{ElfFacts, ReadAt, SymbolTable, write_debug_copy};
 use records::{ElfAddress, FileOffset};
 
 const LIMIT: usize = 1 << 20;
@@ -30,6 +30,10 @@ fn check(file: &dyn ReadAt, data: &[u8]) {
             assert!(segment.file_size == 0 || facts.elf_address(segment.offset).is_some());
             addresses.extend((0..64).map(|step| segment.address.0.wrapping_add(step * 16)));
         }
+    }
+    let mut copy = Vec::new();
+    if let Ok(size) = write_debug_copy(file, &mut copy, LIMIT as u64) {
+        assert!(size == copy.len() as u64 && size <= LIMIT as u64);
     }
     if let Ok(table) = SymbolTable::read(file, LIMIT) {
         assert!(!table.is_empty() && table.memory_size() <= LIMIT + (1 << 16), "{}", table.memory_size());

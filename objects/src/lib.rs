@@ -5,6 +5,7 @@
 //! bad record costs only that record.
 #![forbid(unsafe_code)]
 
+mod debug_copy;
 mod demangle;
 mod dwarf;
 mod dwarf_reader;
@@ -24,6 +25,7 @@ mod symbols;
 mod symtab;
 mod unwind_rows;
 
+pub use debug_copy::write_debug_copy;
 pub use demangle::demangle;
 pub use dwarf::{Dwarf, Frame};
 pub use error::ObjectError;

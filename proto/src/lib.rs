@@ -13,3 +13,9 @@ pub mod pprof;
 #[rustfmt::skip]
 #[path = "generated/parca.profilestore.v1alpha1.rs"]
 pub mod profilestore;
+
+/// How a Parca server takes debug information: `parca.debuginfo.v1alpha1`.
+#[expect(clippy::pedantic, unused_qualifications, missing_docs, reason = "generated")]
+#[rustfmt::skip]
+#[path = "generated/parca.debuginfo.v1alpha1.rs"]
+pub mod debuginfo;

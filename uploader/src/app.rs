@@ -15,8 +15,9 @@ use tracing::{info, warn};
 use crate::{
     collector_client,
     confine::{Confinement, Needs},
+    debuginfo::{self, DebugFiles, Known, Offers, Rules},
     delivery::{self, Delivery},
-    flags::{Flags, HttpAddress, LogLevel, StoreFlags},
+    flags::{Flags, HttpAddress, LogLevel, PathRule},
     http::{self, Access, Hosts, Token, server},
     policy::{self, PolicyError},
     secret::SecretError,
@@ -77,7 +78,7 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
         None => None,
         Some(directory) => Some(Arc::new(LocalStore::open(directory, flags.local_store_size.0)?)),
     };
-    let sending = if flags.store.has_store() { Some(Sending::open(&flags.store)?) } else { None };
+    let sending = if flags.store.has_store() { Some(Sending::open(flags)?) } else { None };
     let sinks = Sinks { local, spool: sending.as_ref().map(|sending| Arc::clone(&sending.spool)) };
     let supervisor = Supervisor::of_environment()?;
     let token = flags.http_token_file.as_deref().map(Token::read).transpose()?;
@@ -115,23 +116,36 @@ fn needs(flags: &Flags, sending: Option<&Sending>) -> Needs {
         needs.files.extend(files.into_iter().flatten().cloned());
         needs.folders.push(store.spool());
         needs.connects_to.extend([sending.store.port(), NAME_SERVERS]);
+        if sending.debug_info.is_some() {
+            needs.connects_to.extend(&flags.debug_info.debug_info_upload_port);
+            needs.folders.extend(flags.debug_info.temp_dir.clone());
+        }
     }
     needs
 }
 
 /// What it takes to send profiles to a store.
 struct Sending {
-    store: Parca,
+    store: Arc<Parca>,
     spool: Arc<Spool>,
+    debug_info: Option<Arc<Offers>>,
 }
 
 impl Sending {
-    fn open(flags: &StoreFlags) -> Result<Self, AppError> {
+    fn open(flags: &Flags) -> Result<Self, AppError> {
+        let (debug, flags) = (&flags.debug_info, &flags.store);
         if !flags.bearer_token.is_empty() {
             warn!("--bearer-token shows in the list of processes; --bearer-token-file does not");
         }
-        let store = Parca::open(flags)?;
-        Ok(Sending { store, spool: Arc::new(Spool::open(&flags.spool(), flags.spool_size.0)?) })
+        let store = Arc::new(Parca::open(flags)?);
+        let spool = Arc::new(Spool::open(&flags.spool(), flags.spool_size.0)?);
+        let debug_info = (!debug.debug_info_disable).then(|| {
+            let rules = |rules: &[PathRule]| rules.iter().map(|rule| rule.0.clone()).collect();
+            let rules = Rules { allow: rules(&debug.debug_info_allow), deny: rules(&debug.debug_info_deny) };
+            let known = Known::open(&flags.spool(), &flags.store_address.to_string());
+            Arc::new(Offers::new(rules, known))
+        });
+        Ok(Sending { store, spool, debug_info })
     }
 }
 
@@ -162,8 +176,14 @@ async fn serve(
     let window = flags.window();
     let maker = TargetMaker::new(&flags.node, flags.external_labels());
     let name_cache = usize::try_from(flags.name_cache_size.0).unwrap_or(usize::MAX);
-    let (shared, outbox) = Shared::new(maker, flags.thread_labels, name_cache, window);
-    let delivery = sending.map(|Sending { store, spool }| {
+    let debug_info = sending.as_ref().and_then(|sending| sending.debug_info.clone());
+    let (shared, outbox) = Shared::new(maker, flags.thread_labels, name_cache, window, debug_info.clone());
+    let delivery = sending.map(|Sending { store, spool, .. }| {
+        if let Some(offers) = debug_info {
+            let folder = flags.debug_info.temp_dir.clone().unwrap_or_else(|| flags.store.spool());
+            let files = DebugFiles::new(folder);
+            tokio::spawn(debuginfo::run(offers, Arc::clone(&store), files, flags.store.insecure));
+        }
         let delivery = Arc::new(Delivery::new(flags.store.store_address.to_string(), spool));
         tokio::spawn(delivery::run(Arc::clone(&delivery), store, flags.store.batch_write_interval.0));
         delivery

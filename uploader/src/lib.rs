@@ -5,6 +5,7 @@
 pub mod app;
 pub mod collector_client;
 pub mod confine;
+pub mod debuginfo;
 pub mod delivery;
 pub mod executables;
 pub mod flags;

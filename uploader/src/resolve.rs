@@ -15,6 +15,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    debuginfo::{Candidate, Offers},
     executables::{Executable, ExecutableKey, Facts},
     processes::JitKey,
     profile::{ExecutableInfo, Frame, Names},
@@ -34,6 +35,8 @@ const KERNEL_LIMIT: Duration = Duration::from_secs(30);
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// The names of a window take no longer than this; what has none by then stays unnamed.
 const WINDOW_LIMIT: Duration = Duration::from_secs(30);
+/// Executables that the collector is asked for in one window, only for their debug information.
+const MAX_WANTED: usize = 8;
 /// DWARF is read so seldom that it takes at most one part in so many of the time.
 const DWARF_SHARE: u32 = 1000;
 
@@ -130,7 +133,7 @@ pub async fn names(shared: &Arc<Shared>, stacks: &[Arc<[Frame]>]) -> Names {
     let used: Vec<_> = pending.files.keys().copied().collect();
     let deadline = Instant::now() + WINDOW_LIMIT;
     take_cached(shared, &mut pending, &mut names);
-    ask(shared, &pending).await;
+    ask(shared, &pending, &used).await;
     let resolved = timeout(WINDOW_LIMIT, async {
         facts(shared, &pending, deadline).await;
         resolve_files(shared, &mut pending, &mut names).await;
@@ -159,7 +162,7 @@ fn take_cached(shared: &Shared, pending: &mut Pending, names: &mut Names) {
 }
 
 /// Asks for the files that are missing, and waits a moment for the answers.
-async fn ask(shared: &Shared, pending: &Pending) {
+async fn ask(shared: &Shared, pending: &Pending, used: &[ExecutableKey]) {
     let until = Instant::now() + ANSWER_LIMIT;
     {
         let mut state = shared.state();
@@ -168,6 +171,11 @@ async fn ask(shared: &Shared, pending: &Pending) {
             if state.needs_file(*key, now) {
                 state.ask_for_file(*key, now);
             }
+        }
+        // Also what has its names already, but not yet its debug information at the store.
+        let wanted = used.iter().filter(|key| is_wanted(shared, &state, **key)).take(MAX_WANTED);
+        for key in wanted.copied().collect::<Vec<_>>() {
+            state.ask_for_file(key, now);
         }
         for (key, addresses) in &pending.anonymous {
             if state.jit.unresolved(*key, addresses).is_empty() {
@@ -192,6 +200,21 @@ async fn ask(shared: &Shared, pending: &Pending) {
                 return;
             }
         }
+    }
+}
+
+/// Whether debug information is to be sent of an executable whose file is not here.
+fn is_wanted(shared: &Shared, state: &State, key: ExecutableKey) -> bool {
+    let (Some(offers), Some(entry)) = (&shared.debug_info, state.executables.get(key)) else { return false };
+    entry.file.is_none() && entry.known().is_some_and(|facts| offers.wants(facts, &entry.path))
+}
+
+/// Offers an executable that has been in a profile, while its file is open.
+fn offer(offers: &Offers, entry: &Executable) {
+    let (Some(facts), Some(file)) = (entry.known(), &entry.file) else { return };
+    if offers.wants(facts, &entry.path) {
+        let (facts, file, path) = (Arc::clone(facts), Arc::clone(file), Arc::clone(&entry.path));
+        offers.offer(Candidate { path, id: facts.id.clone(), facts, file });
     }
 }
 
@@ -334,6 +357,9 @@ fn finish(shared: &Shared, used: &[ExecutableKey], pending: &Pending, names: &mu
     let mut state = shared.state();
     names.remarks = state.remarks();
     for key in used {
+        if let (Some(offers), Some(entry)) = (&shared.debug_info, state.executables.get(*key)) {
+            offer(offers, entry);
+        }
         state.executables.close(*key);
         let Some(entry) = state.executables.get(*key) else { continue };
         let problem = match &entry.facts {

@@ -60,7 +60,7 @@ pub fn put(spool: &Spool, series: Vec<RawProfileSeries>) -> u64 {
 }
 
 /// Sends what is in the spool, every so often, for ever.
-pub async fn run(delivery: Arc<Delivery>, store: Parca, interval: Duration) {
+pub async fn run(delivery: Arc<Delivery>, store: Arc<Parca>, interval: Duration) {
     let spool = Arc::clone(&delivery.spool);
     loop {
         let next = Instant::now() + interval;

@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
-pub use store::{BatchInterval, StoreAddress, StoreFlags, StoreHeader};
+pub use store::{BatchInterval, DebugInfoFlags, PathRule, StoreAddress, StoreFlags, StoreHeader};
 pub use values::{ByteSize, ExternalLabels, HttpAddress, ProfilingDuration, ValueError};
 
 use crate::printable::printable;
@@ -94,6 +94,10 @@ pub struct Flags {
     /// Where profiles are sent
     #[command(flatten)]
     pub store: StoreFlags,
+
+    /// Of what debug information is sent
+    #[command(flatten)]
+    pub debug_info: DebugInfoFlags,
 }
 
 impl Flags {

@@ -4,11 +4,14 @@
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args};
+use regex::{Regex, RegexBuilder};
 
 use super::values::{ByteSize, ValueError, go_duration};
 
 /// The port that gRPC takes when none is named.
 const DEFAULT_PORT: u16 = 443;
+/// Largest compiled expression, in bytes.
+const MAX_REGEX: usize = 1 << 20;
 /// How often profiles may be sent.
 const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
 
@@ -187,6 +190,47 @@ pub struct StoreFlags {
     /// Most bytes that --spool-directory may hold; the oldest profiles go first
     #[arg(long, default_value = "512MiB", value_name = "SIZE")]
     pub spool_size: ByteSize,
+}
+
+/// One `--debug-info-allow` or `--debug-info-deny`: an expression for whole paths.
+#[derive(Clone, Debug)]
+pub struct PathRule(pub Regex);
+
+impl FromStr for PathRule {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let rule = RegexBuilder::new(&format!("^(?:{text})$")).size_limit(MAX_REGEX).build();
+        rule.map(PathRule).map_err(|error| ValueError::new(&format!("no regular expression: {error}")))
+    }
+}
+
+/// Of which executables debug information is sent.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Debug information for the Parca server")]
+pub struct DebugInfoFlags {
+    /// Send none
+    #[arg(
+        long, default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true,
+        action = ArgAction::Set, value_name = "BOOL"
+    )]
+    pub debug_info_disable: bool,
+
+    /// Send it only of executables whose path matches; may be given several times
+    #[arg(long, value_name = "REGEX")]
+    pub debug_info_allow: Vec<PathRule>,
+
+    /// Never send it of executables whose path matches; may be given several times
+    #[arg(long, value_name = "REGEX")]
+    pub debug_info_deny: Vec<PathRule>,
+
+    /// Port of addresses that the server names for uploads; may be given several times
+    #[arg(long, value_name = "PORT", default_value = "443")]
+    pub debug_info_upload_port: Vec<u16>,
+
+    /// Folder for what is being sent [default: that of the spool]
+    #[arg(long, value_name = "DIR")]
+    pub temp_dir: Option<PathBuf>,
 }
 
 impl StoreFlags {

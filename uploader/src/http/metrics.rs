@@ -17,6 +17,7 @@ use records::{End, Loss};
 
 use super::Context;
 use crate::{
+    debuginfo::Offers,
     delivery::Delivery,
     state::{LIMITATIONS, Shared},
     worker::Worker,
@@ -102,11 +103,24 @@ impl Collector for Scrape {
         let parts = self.0.confinement.parts().map(|(part, enforced)| (part, usize::from(enforced)));
         let help = "Whether landlock restricts this part of what the uploader may do";
         encoder.gauges("landlock_enforced", help, "part", parts)?;
+        if let Some(offers) = &self.0.shared.debug_info {
+            debug_info(&mut encoder, offers)?;
+        }
         if let Some(delivery) = &self.0.delivery {
             sending(&mut encoder, delivery)?;
         }
         process(&mut encoder)
     }
+}
+
+/// Debug information for the store.
+fn debug_info(encoder: &mut Encoder<'_>, offers: &Offers) -> fmt::Result {
+    let counts = offers.counts();
+    let help = "Executables whose debug information the store should have, by what became of it";
+    encoder.counters("debuginfo", help, "outcome", counts.outcomes)?;
+    encoder.counter("debuginfo_bytes", "Bytes of debug information that were sent", counts.bytes)?;
+    encoder.gauge("debuginfo_waiting", "Executables whose debug information waits", counts.waiting)?;
+    encoder.gauge("debuginfo_known", "Builds of which the store has debug information", counts.known)
 }
 
 /// What was sent to the store, what waits for it, and what was lost.

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc};
 pub use counts::{CollectorCounters, Counts};
 
 use crate::{
+    debuginfo::Offers,
     executables::{ExecutableKey, Executables, Facts},
     processes::Processes,
     profile::{Profiles, Window},
@@ -91,6 +92,8 @@ pub struct Shared {
     pub rows: Worker,
     /// Unwind rows that are to be sent.
     pub tables: mpsc::Sender<Table>,
+    /// Of which executables debug information is to be sent, if it is.
+    pub debug_info: Option<Arc<Offers>>,
     /// Finished profiles.
     pub profiles: Profiles,
     /// Woken when an answer of the collector's came, or facts were read.
@@ -104,6 +107,7 @@ impl Shared {
         thread_labels: bool,
         name_cache: usize,
         window: Duration,
+        debug_info: Option<Arc<Offers>>,
     ) -> (Arc<Self>, Outbox) {
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (tables_sender, tables) = mpsc::channel(MAX_TABLES);
@@ -113,6 +117,7 @@ impl Shared {
             names: Worker::new(2),
             rows: Worker::new(1),
             tables: tables_sender,
+            debug_info,
             profiles: Profiles::new(window),
             arrived: Notify::new(),
         };

@@ -10,7 +10,8 @@ use super::*;
 use crate::profile::Frame;
 
 fn shared() -> (Arc<Shared>, mpsc::Receiver<Request>) {
-    let (shared, outbox) = Shared::new(TargetMaker::new("n", []), true, 20 << 20, Duration::from_secs(10));
+    let (shared, outbox) =
+        Shared::new(TargetMaker::new("n", []), true, 20 << 20, Duration::from_secs(10), None);
     (shared, outbox.requests)
 }
 

@@ -76,6 +76,9 @@ pub enum ConnectionError {
 /// What carries calls to the store.
 pub type Transport = Client<HttpsConnector<Route>, tonic::body::Body>;
 
+/// What carries content to an address that the store names.
+pub type HttpClient<B> = Client<HttpsConnector<Route>, B>;
+
 /// Makes connections.
 #[derive(Debug)]
 pub struct Connections {
@@ -127,6 +130,24 @@ impl Connections {
             .http2_keep_alive_timeout(ALIVE_LIMIT)
             .build(connector))
     }
+
+    /// What sends content to addresses that the store names, by HTTP/1.1. The roots are the store's; its own certificate is not shown.
+    pub fn http_client<B>(&self) -> Result<HttpClient<B>, ConnectionError>
+    where
+        B: hyper::body::Body + Send,
+        B::Data: Send,
+    {
+        let config = match &self.tls {
+            Some(files) => TlsFiles { roots: files.roots.clone(), certificate: None }.read()?,
+            None => client_config(RootCertStore::empty(), None)?,
+        };
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(self.route.clone());
+        Ok(Client::builder(TokioExecutor::new()).build(connector))
+    }
 }
 
 /// Files that TLS needs.
@@ -136,7 +157,7 @@ struct TlsFiles {
     certificate: Option<(PathBuf, PathBuf)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Roots {
     /// Those of the system, as they were at the start.
     System(RootCertStore),

@@ -2,9 +2,12 @@
 
 use std::{error::Error, fmt::Write as _, sync::Arc, time::Duration};
 
-use proto::profilestore::{
-    Label, LabelSet, RawProfileSeries, RawSample, WriteRawRequest,
-    profile_store_service_client::ProfileStoreServiceClient,
+use proto::{
+    debuginfo::debuginfo_service_client::DebuginfoServiceClient,
+    profilestore::{
+        Label, LabelSet, RawProfileSeries, RawSample, WriteRawRequest,
+        profile_store_service_client::ProfileStoreServiceClient,
+    },
 };
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -13,7 +16,7 @@ use tonic::{
     metadata::{Ascii, AsciiMetadataKey, AsciiMetadataValue, MetadataMap, MetadataValue},
 };
 
-use super::connection::{ConnectionError, Connections, Transport};
+use super::connection::{ConnectionError, Connections, HttpClient, Transport};
 use crate::{
     flags::StoreFlags,
     secret::{Secret, SecretError, SecretFile},
@@ -91,29 +94,72 @@ impl Parca {
 
     /// Sends profiles; returns when the server says that it has them.
     pub async fn write(&self, series: Vec<RawProfileSeries>) -> Result<(), Failure> {
-        let mut kept = self.transport.lock().await;
-        let transport = match kept.take() {
-            Some(transport) => transport,
-            None => {
-                self.connections.transport().map_err(|error| Failure::Later("none", error.to_string()))?
-            }
-        };
-        let mut client =
-            ProfileStoreServiceClient::with_origin(transport.clone(), self.connections.origin.clone());
-        let mut request = Request::new(WriteRawRequest { series, normalized: true });
+        let request = self.request(WriteRawRequest { series, normalized: true }, CALL_LIMIT);
+        let origin = self.connections.origin.clone();
+        let mut client = ProfileStoreServiceClient::with_origin(self.transport().await?, origin);
+        self.noted(CALL_LIMIT, client.write_raw(request)).await.map(drop)
+    }
+
+    /// How debug information is spoken of. The answer of each call goes through [`Parca::noted`].
+    pub(crate) async fn debuginfo(&self) -> Result<DebuginfoServiceClient<Transport>, Failure> {
+        let origin = self.connections.origin.clone();
+        Ok(DebuginfoServiceClient::with_origin(self.transport().await?, origin))
+    }
+
+    /// What speaks HTTP to whatever a server names, by the same certificates and the same way.
+    pub(crate) fn http_client<B>(&self) -> Result<HttpClient<B>, ConnectionError>
+    where
+        B: hyper::body::Body + Send,
+        B::Data: Send,
+    {
+        self.connections.http_client()
+    }
+
+    /// A request with all that goes with each call; the server is told how long its answer is waited for.
+    pub(crate) fn request<T>(&self, message: T, limit: Duration) -> Request<T> {
+        let mut request = Request::new(message);
         self.add_headers(request.metadata_mut());
-        request.set_timeout(CALL_LIMIT);
-        let result = tokio::time::timeout(CALL_LIMIT, client.write_raw(request)).await;
-        match result {
-            Ok(Ok(_)) => {
-                *kept = Some(transport);
-                Ok(())
-            }
-            Ok(Err(status)) => Err(failure(&status)),
-            Err(_) => {
-                Err(Failure::Later("none", format!("no answer within {} seconds", CALL_LIMIT.as_secs())))
-            }
+        request.set_timeout(limit);
+        request
+    }
+
+    /// Waits for an answer, no longer than this, and takes note of it: after a failure the next call begins with a new connection.
+    pub(crate) async fn noted<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Failure> {
+        match self.answer(limit, call).await {
+            Ok(answer) => Ok(answer),
+            Err(status) => Err(failure(&status)),
         }
+    }
+
+    /// The same, for those who understand codes otherwise.
+    pub(crate) async fn answer<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let answer = match tokio::time::timeout(limit, call).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} seconds", limit.as_secs()))),
+        };
+        if answer.is_err() {
+            *self.transport.lock().await = None;
+        }
+        answer
+    }
+
+    async fn transport(&self) -> Result<Transport, Failure> {
+        let mut kept = self.transport.lock().await;
+        if let Some(transport) = &*kept {
+            return Ok(transport.clone());
+        }
+        let made = self.connections.transport();
+        let transport = made.map_err(|error| Failure::Later("none", error.to_string()))?;
+        *kept = Some(transport.clone());
+        Ok(transport)
     }
 
     fn add_headers(&self, metadata: &mut MetadataMap) {
@@ -144,7 +190,8 @@ pub fn series(labels: &Labels, pprof: Vec<u8>) -> RawProfileSeries {
     RawProfileSeries { labels: Some(LabelSet { labels }), samples: vec![sample] }
 }
 
-fn failure(status: &Status) -> Failure {
+/// What a status means for what was sent.
+pub(crate) fn failure(status: &Status) -> Failure {
     let message = message(status);
     match status.code() {
         Code::InvalidArgument => Failure::Refused(message),

@@ -1,0 +1,187 @@
+//! What the server has already, remembered across restarts: a file in the spool's folder, of a line for each build.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tracing::warn;
+
+/// Builds that are remembered; beyond, the ones that were added first are forgotten.
+const MAX_BUILDS: usize = 16_384;
+/// Largest file that is read.
+const MAX_FILE: u64 = 4 << 20;
+/// After so long a server is asked again: it may have lost what it had.
+const GOOD_FOR: Duration = Duration::from_hours(7 * 24);
+/// The file's name.
+const NAME: &str = "known-debuginfo";
+
+/// How good what the server has of a build is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Quality {
+    /// Symbols alone.
+    Symbols,
+    /// DWARF too: files and lines, and functions that were inlined.
+    Dwarf,
+}
+
+/// The builds.
+#[derive(Debug)]
+pub struct Known {
+    path: PathBuf,
+    store: String,
+    builds: HashMap<String, (Quality, u64)>,
+}
+
+impl Known {
+    /// What is known of this store. Another one has other builds.
+    pub fn open(folder: &Path, store: &str) -> Self {
+        let path = folder.join(NAME);
+        let mut builds = HashMap::new();
+        let is_small = fs::metadata(&path).is_ok_and(|metadata| metadata.len() <= MAX_FILE);
+        let text = if is_small { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
+        let mut lines = text.lines();
+        if lines.next() == Some(store) {
+            builds.extend(lines.filter_map(parse).filter(|(_, (_, since))| is_fresh(*since)));
+        }
+        let known = Known { path, store: store.to_owned(), builds };
+        known.write();
+        known
+    }
+
+    /// What the server has of a build.
+    pub(super) fn get(&self, id: &str) -> Option<Quality> {
+        self.builds.get(id).filter(|(_, since)| is_fresh(*since)).map(|(quality, _)| *quality)
+    }
+
+    /// The server has it now.
+    pub(super) fn add(&mut self, id: &str, quality: Quality) {
+        let entry = (quality, now());
+        self.builds.insert(id.to_owned(), entry);
+        if self.builds.len() > MAX_BUILDS {
+            self.forget_oldest();
+            self.write();
+        } else if let Err(error) = self.append(&line(id, entry)) {
+            warn!("cannot write {}: {error}; after a restart the store is asked again", self.path.display());
+        }
+    }
+
+    /// How many are known.
+    pub(super) fn len(&self) -> usize {
+        self.builds.len()
+    }
+
+    fn forget_oldest(&mut self) {
+        let mut times: Vec<u64> = self.builds.values().map(|(_, since)| *since).collect();
+        times.sort_unstable();
+        // A good deal at once, so that it is not done for each one.
+        let limit = times[times.len() / 8];
+        self.builds.retain(|_, (_, since)| *since > limit);
+    }
+
+    fn append(&self, line: &str) -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+        file.write_all(line.as_bytes())
+    }
+
+    /// Writes all of it anew.
+    fn write(&self) {
+        let mut text = format!("{}\n", self.store);
+        for (id, entry) in &self.builds {
+            text.push_str(&line(id, *entry));
+        }
+        let next = self.path.with_extension("tmp");
+        let written = fs::remove_file(&next).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        });
+        let written = written.and_then(|()| {
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+            file.write_all(text.as_bytes())?;
+            fs::rename(&next, &self.path)
+        });
+        if let Err(error) = written {
+            warn!("cannot write {}: {error}; after a restart the store is asked again", self.path.display());
+        }
+    }
+}
+
+fn line(id: &str, (quality, since): (Quality, u64)) -> String {
+    let quality = match quality {
+        Quality::Symbols => "symbols",
+        Quality::Dwarf => "dwarf",
+    };
+    format!("{id} {quality} {since}\n")
+}
+
+fn parse(line: &str) -> Option<(String, (Quality, u64))> {
+    let mut fields = line.split(' ');
+    let (id, quality, since) = (fields.next()?, fields.next()?, fields.next()?.parse().ok()?);
+    let quality = match quality {
+        "symbols" => Quality::Symbols,
+        "dwarf" => Quality::Dwarf,
+        _ => return None,
+    };
+    Some((id.to_owned(), (quality, since)))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn is_fresh(since: u64) -> bool {
+    now().saturating_sub(since) < GOOD_FOR.as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_outlives_a_restart_but_not_another_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut known = Known::open(folder.path(), "a:1");
+        known.add("aa", Quality::Symbols);
+        known.add("bb", Quality::Dwarf);
+        known.add("aa", Quality::Dwarf);
+        let known = Known::open(folder.path(), "a:1");
+        assert_eq!(
+            (known.get("aa"), known.get("bb"), known.get("cc")),
+            (Some(Quality::Dwarf), Some(Quality::Dwarf), None)
+        );
+        assert_eq!(Known::open(folder.path(), "b:1").get("aa"), None);
+        assert_eq!(Known::open(folder.path(), "a:1").len(), 0, "the other store's took its place");
+    }
+
+    #[test]
+    fn what_is_old_or_broken_is_asked_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let old = now() - GOOD_FOR.as_secs();
+        fs::write(&path, format!("a:1\naa dwarf {old}\nbb dwarf\n\ncc x 1\ndd symbols {}\nee dwa", now()))
+            .unwrap();
+        let known = Known::open(folder.path(), "a:1");
+        assert_eq!(known.len(), 1);
+        assert_eq!(known.get("dd"), Some(Quality::Symbols));
+        fs::write(&path, vec![b'x'; 5 << 20]).unwrap();
+        assert_eq!(Known::open(folder.path(), "a:1").len(), 0);
+        assert!(fs::metadata(&path).unwrap().len() < 100);
+    }
+
+    #[test]
+    fn builds_are_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut known = Known::open(folder.path(), "a:1");
+        for number in 0..=MAX_BUILDS as u64 {
+            // As if one came each second.
+            known.builds.insert(format!("{number}"), (Quality::Dwarf, now() - MAX_BUILDS as u64 + number));
+        }
+        known.add("last", Quality::Dwarf);
+        assert!(known.len() < MAX_BUILDS && known.get("last").is_some() && known.get("0").is_none());
+        assert_eq!(Known::open(folder.path(), "a:1").len(), known.len());
+    }
+}

@@ -1,0 +1,101 @@
+//! Debug information for the store: of each executable that was seen in a profile, what the server needs to find names by. A copy
+//! without code is made of the file that the collector passed, or of a separate debug file of this machine, and sent if the server
+//! wants it.
+
+mod copy;
+mod known;
+mod offers;
+mod signed_url;
+mod upload;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+use self::{
+    copy::CopyError,
+    upload::{Decision, Uploader},
+};
+pub use self::{
+    copy::DebugFiles,
+    known::Known,
+    offers::{Candidate, DebugInfoCounts, Offers, Rules},
+};
+use crate::store::parca::{Failure, Parca};
+
+/// After a failure that is the store's, nothing is tried for so long.
+const AFTER_FAILURE: Duration = Duration::from_secs(30);
+/// When the server says that somebody is sending the same now, it is asked again so much later.
+const AGAIN: Duration = Duration::from_mins(5);
+/// When this machine could not make a copy (no room, a file that changed), it is tried again so much later.
+const AGAIN_HERE: Duration = Duration::from_hours(1);
+/// Making copies takes at most one part in so many of the time.
+const SHARE: u32 = 5;
+
+/// Sends debug information, one executable after the other, for ever.
+pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, plain: bool) {
+    let uploader = Uploader::new(store, plain);
+    loop {
+        let candidate = offers.next().await;
+        let path = Arc::clone(&candidate.path);
+        let begun = Instant::now();
+        match one(&uploader, &files, &candidate, offers.force(&candidate)).await {
+            Ok(Decision::Sent(bytes)) => {
+                info!("sent debug information of {path} ({} KiB)", bytes >> 10);
+                offers.decided(&candidate, "uploaded", None);
+                offers.count_bytes(bytes);
+            }
+            Ok(Decision::NotWanted(reason)) => {
+                debug!("the store wants no debug information of {path}: {reason}");
+                offers.decided(&candidate, "not_wanted", None);
+            }
+            Ok(Decision::Later(reason)) => {
+                debug!("the store wants no debug information of {path} now: {reason}");
+                offers.decided(&candidate, "later", Some(AGAIN));
+            }
+            Err(Problem::Copy(error @ (CopyError::Nothing | CopyError::TooLarge(_)))) => {
+                debug!("no debug information of {path} is sent: {error}");
+                offers.decided(&candidate, error.outcome(), None);
+            }
+            Err(Problem::Copy(error)) => {
+                warn!("no debug information of {path} is sent: {error}");
+                offers.decided(&candidate, error.outcome(), Some(AGAIN_HERE));
+            }
+            Err(Problem::Store(Failure::Refused(reason))) => {
+                warn!("the store refuses debug information of {path} for good: {reason}");
+                offers.decided(&candidate, "refused", None);
+            }
+            Err(Problem::Store(Failure::Later(code, reason))) => {
+                // Delivery of profiles says it too, in general.
+                debug!("cannot send debug information of {path}: {reason} ({code})");
+                offers.decided(&candidate, "failed", Some(AFTER_FAILURE));
+                drop(candidate);
+                sleep(AFTER_FAILURE).await;
+                continue;
+            }
+        }
+        // Not held open while nothing is done with it.
+        drop(candidate);
+        sleep(begun.elapsed().min(Duration::from_mins(1)) * (SHARE - 1)).await;
+    }
+}
+
+/// Why nothing was sent.
+enum Problem {
+    Copy(CopyError),
+    Store(Failure),
+}
+
+async fn one(
+    uploader: &Uploader,
+    files: &DebugFiles,
+    candidate: &Candidate,
+    force: bool,
+) -> Result<Decision, Problem> {
+    if let Some(decision) = uploader.ask(&candidate.id, force).await.map_err(Problem::Store)? {
+        return Ok(decision);
+    }
+    let copy = files.copy(candidate).await.map_err(Problem::Copy)?;
+    uploader.send(&candidate.id, &copy, force).await.map_err(Problem::Store)
+}

@@ -1,0 +1,257 @@
+//! Which executables debug information is to be sent of: each that was in a profile, once, unless a rule says no or the server has it.
+//! Who looks up names offers the files that it has open; nobody waits for anything here.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    fs::File,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use objects::{ElfFacts, FileId};
+use regex::Regex;
+use tokio::sync::Notify;
+
+use super::known::{Known, Quality};
+
+/// Executables that may wait, with their files open. More are offered again when they are seen again.
+const MAX_WAITING: usize = 16;
+/// Builds of which is remembered that nothing is to be sent now.
+const MAX_DECIDED: usize = 16_384;
+
+/// Of which executables debug information may be sent, by their paths.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Those that match one of these; all, if there is none.
+    pub allow: Vec<Regex>,
+    /// But not those that match one of these.
+    pub deny: Vec<Regex>,
+}
+
+impl Rules {
+    fn allows(&self, path: &str) -> bool {
+        let matches = |rules: &[Regex]| rules.iter().any(|rule| rule.is_match(path));
+        (self.allow.is_empty() || matches(&self.allow)) && !matches(&self.deny)
+    }
+}
+
+/// An executable of which debug information is to be sent.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// For people, and for where a separate debug file lies.
+    pub path: Arc<str>,
+    /// Its build.
+    pub id: FileId,
+    /// What its headers said.
+    pub facts: Arc<ElfFacts>,
+    /// The file.
+    pub file: Arc<File>,
+}
+
+impl Candidate {
+    fn quality(&self) -> Quality {
+        quality(&self.facts)
+    }
+}
+
+/// A separate debug file may have more than the executable says.
+fn quality(facts: &ElfFacts) -> Quality {
+    if facts.contents.dwarf { Quality::Dwarf } else { Quality::Symbols }
+}
+
+/// What has become of executables.
+#[derive(Clone, Default, Debug)]
+pub struct DebugInfoCounts {
+    /// By outcome.
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// Bytes that were sent.
+    pub bytes: u64,
+    /// Executables that wait.
+    pub waiting: usize,
+    /// Builds of which the server has something.
+    pub known: usize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    known: Known,
+    waiting: VecDeque<Candidate>,
+    /// Being worked on, or not to be asked for before then; `None`: not in this life.
+    decided: HashMap<FileId, (Quality, Option<Instant>)>,
+    counts: DebugInfoCounts,
+}
+
+/// The executables.
+#[derive(Debug)]
+pub struct Offers {
+    rules: Rules,
+    inner: Mutex<Inner>,
+    arrived: Notify,
+}
+
+impl Offers {
+    /// None yet.
+    pub fn new(rules: Rules, known: Known) -> Self {
+        let counts = DebugInfoCounts::default();
+        let inner = Inner { known, waiting: VecDeque::new(), decided: HashMap::new(), counts };
+        Offers { rules, inner: Mutex::new(inner), arrived: Notify::new() }
+    }
+
+    /// Whether the file of this executable is wanted.
+    pub fn wants(&self, facts: &ElfFacts, path: &str) -> bool {
+        let contents = &facts.contents;
+        let has_names = contents.dwarf
+            || contents.symbol_table
+            || contents.go_functions
+            || contents.dynamic_symbols
+            || contents.debug_data;
+        if !has_names || !self.rules.allows(path) {
+            return false;
+        }
+        let inner = self.lock();
+        if inner.waiting.len() >= MAX_WAITING {
+            return false;
+        }
+        let is_decided = inner.decided.get(&facts.id).is_some_and(|(had, until)| {
+            *had >= quality(facts) && until.is_none_or(|until| Instant::now() < until)
+        });
+        !is_decided && inner.known.get(&facts.id.to_string()).is_none_or(|known| known < quality(facts))
+    }
+
+    /// Takes an executable that is wanted.
+    pub fn offer(&self, candidate: Candidate) {
+        let mut inner = self.lock();
+        if inner.waiting.len() >= MAX_WAITING || inner.waiting.iter().any(|one| one.id == candidate.id) {
+            return;
+        }
+        // Nobody else offers it while it is worked on.
+        let quality = candidate.quality();
+        inner.decide(candidate.id.clone(), quality, None);
+        inner.waiting.push_back(candidate);
+        drop(inner);
+        self.arrived.notify_one();
+    }
+
+    /// The next one; waits for it.
+    pub(super) async fn next(&self) -> Candidate {
+        loop {
+            let arrived = self.arrived.notified();
+            if let Some(candidate) = self.lock().waiting.pop_front() {
+                return candidate;
+            }
+            arrived.await;
+        }
+    }
+
+    /// Whether the server has less than this, from here.
+    pub(super) fn force(&self, candidate: &Candidate) -> bool {
+        self.lock().known.get(&candidate.id.to_string()).is_some_and(|known| known < candidate.quality())
+    }
+
+    /// What has become of one; if it is to be tried again, when.
+    pub(super) fn decided(&self, candidate: &Candidate, outcome: &'static str, again: Option<Duration>) {
+        let mut inner = self.lock();
+        *inner.counts.outcomes.entry(outcome).or_default() += 1;
+        let quality = candidate.quality();
+        inner.decide(candidate.id.clone(), quality, again.map(|again| Instant::now() + again));
+        if matches!(outcome, "uploaded" | "not_wanted") {
+            inner.known.add(&candidate.id.to_string(), quality);
+        }
+    }
+
+    pub(super) fn count_bytes(&self, bytes: u64) {
+        self.lock().counts.bytes += bytes;
+    }
+
+    /// What has become of them.
+    pub fn counts(&self) -> DebugInfoCounts {
+        let inner = self.lock();
+        DebugInfoCounts { waiting: inner.waiting.len(), known: inner.known.len(), ..inner.counts.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn decide(&mut self, id: FileId, quality: Quality, until: Option<Instant>) {
+        if self.decided.len() >= MAX_DECIDED {
+            let now = Instant::now();
+            self.decided.retain(|_, (_, until)| until.is_some_and(|until| now < until));
+            if self.decided.len() >= MAX_DECIDED {
+                // The server is asked again.
+                self.decided.clear();
+            }
+        }
+        self.decided.insert(id, (quality, until));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> ElfFacts {
+        ElfFacts::read(&File::open(std::env::current_exe().unwrap()).unwrap()).unwrap()
+    }
+
+    fn candidate(facts: &ElfFacts) -> Candidate {
+        Candidate {
+            path: "/bin/x".into(),
+            id: facts.id.clone(),
+            facts: Arc::new(facts.clone()),
+            file: Arc::new(File::open("/dev/null").unwrap()),
+        }
+    }
+
+    fn offers(folder: &std::path::Path, rules: Rules) -> Offers {
+        Offers::new(rules, Known::open(folder, "a:1"))
+    }
+
+    #[test]
+    fn each_build_once_and_again_when_it_is_time_or_better() {
+        let folder = tempfile::tempdir().unwrap();
+        let offers = offers(folder.path(), Rules::default());
+        let mut stripped = facts();
+        stripped.contents.dwarf = false;
+        assert!(offers.wants(&stripped, "/bin/x"));
+        offers.offer(candidate(&stripped));
+        assert!(!offers.wants(&stripped, "/bin/x"));
+        assert_eq!(offers.counts().waiting, 1);
+        let one = offers.lock().waiting.pop_front().unwrap();
+        offers.decided(&one, "failed", Some(Duration::ZERO));
+        assert!(offers.wants(&stripped, "/bin/x"));
+        offers.decided(&one, "uploaded", None);
+        assert!(!offers.wants(&stripped, "/bin/x"));
+        // The same build with DWARF is better.
+        let whole = facts();
+        assert!(offers.wants(&whole, "/bin/x") && offers.force(&candidate(&whole)));
+        offers.decided(&candidate(&whole), "uploaded", None);
+        assert!(!offers.wants(&whole, "/bin/x"));
+        drop(offers);
+        // After a restart.
+        let next = Offers::new(Rules::default(), Known::open(folder.path(), "a:1"));
+        assert!(!next.wants(&whole, "/bin/x") && !next.wants(&stripped, "/bin/x"));
+    }
+
+    #[test]
+    fn rules_say_no_and_few_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let rule = |text: &str| vec![Regex::new(&format!("^(?:{text})$")).unwrap()];
+        let offers = offers(folder.path(), Rules { allow: rule("/usr/.*|/opt/x"), deny: rule(".*/secret") });
+        let mut facts = facts();
+        for (path, wanted) in
+            [("/usr/bin/a", true), ("/opt/x", true), ("/opt/xy", false), ("/usr/secret", false)]
+        {
+            assert_eq!(offers.wants(&facts, path), wanted, "{path}");
+        }
+        for number in 0..=u8::try_from(MAX_WAITING).unwrap() {
+            facts.id.bytes = vec![number];
+            offers.offer(candidate(&facts));
+        }
+        assert_eq!(offers.counts().waiting, MAX_WAITING);
+        facts.id.bytes = vec![200];
+        assert!(!offers.wants(&facts, "/usr/bin/a"));
+    }
+}

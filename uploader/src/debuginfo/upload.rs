@@ -1,0 +1,193 @@
+//! The conversation about one build: `parca.debuginfo.v1alpha1.DebuginfoService`.
+
+use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+
+use objects::{FileId, IdKind};
+use proto::debuginfo::{
+    BuildIdType, DebuginfoType, InitiateUploadRequest, MarkUploadFinishedRequest,
+    ShouldInitiateUploadRequest, UploadInfo, UploadInstructions, UploadRequest,
+    upload_instructions::UploadStrategy, upload_request::Data,
+};
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+
+use super::{copy::Copy, signed_url};
+use crate::store::parca::{Failure, Parca, failure};
+
+/// Bytes of the content in one message; a server takes 8 MiB.
+const CHUNK: usize = 1 << 20;
+/// How long a call without content may take.
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// How long the content may take: a GB at 1 MB a second.
+const CONTENT_LIMIT: Duration = Duration::from_mins(20);
+
+/// What has become of a build.
+#[derive(Debug)]
+pub(super) enum Decision {
+    /// The server has it now; bytes that were sent.
+    Sent(u64),
+    /// It has it already, or wants none, for this reason.
+    NotWanted(String),
+    /// It is to be asked again later, for this reason.
+    Later(String),
+}
+
+/// Sends copies.
+#[derive(Debug)]
+pub(super) struct Uploader {
+    store: Arc<Parca>,
+    /// Content may be sent by HTTP without TLS.
+    plain: bool,
+}
+
+impl Uploader {
+    pub(super) fn new(store: Arc<Parca>, plain: bool) -> Self {
+        Uploader { store, plain }
+    }
+
+    /// Asks whether the server wants it. `None`: it does.
+    pub(super) async fn ask(&self, id: &FileId, force: bool) -> Result<Option<Decision>, Failure> {
+        let request = ShouldInitiateUploadRequest {
+            build_id: id.to_string(),
+            hash: String::new(),
+            force,
+            r#type: DebuginfoType::DebuginfoUnspecified.into(),
+            build_id_type: kind(id).into(),
+        };
+        let request = self.store.request(request, CALL_LIMIT);
+        let mut client = self.store.debuginfo().await?;
+        let answer = self.store.noted(CALL_LIMIT, client.should_initiate_upload(request)).await?.into_inner();
+        if answer.should_initiate_upload {
+            return Ok(None);
+        }
+        let reason = crate::printable::printable(answer.reason.as_bytes());
+        // The only reason for which time makes a difference.
+        let is_in_progress = reason.contains("in progress") || reason.contains("in-progress");
+        Ok(Some(if is_in_progress { Decision::Later(reason) } else { Decision::NotWanted(reason) }))
+    }
+
+    /// Sends it.
+    pub(super) async fn send(&self, id: &FileId, copy: &Copy, force: bool) -> Result<Decision, Failure> {
+        let request = InitiateUploadRequest {
+            build_id: id.to_string(),
+            size: i64::try_from(copy.size).unwrap_or(i64::MAX),
+            hash: copy.hash.clone(),
+            force,
+            r#type: DebuginfoType::DebuginfoUnspecified.into(),
+            build_id_type: kind(id).into(),
+        };
+        let request = self.store.request(request, CALL_LIMIT);
+        let mut client = self.store.debuginfo().await?;
+        let answer = match self.store.answer(CALL_LIMIT, client.initiate_upload(request)).await {
+            Err(status) if has_it(&status) => return Ok(Decision::NotWanted(status.message().to_owned())),
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                return Ok(Decision::Later(status.message().to_owned()));
+            }
+            answer => answer.map_err(|status| failure(&status))?.into_inner(),
+        };
+        let Some(instructions) = answer.upload_instructions else {
+            return Err(Failure::Refused("the server's answer has no instructions for the upload".into()));
+        };
+        match instructions.upload_strategy() {
+            UploadStrategy::Grpc => {
+                if let Some(decision) = self.by_grpc(&instructions, copy).await? {
+                    return Ok(decision);
+                }
+            }
+            UploadStrategy::SignedUrl => {
+                let put = signed_url::put(&self.store, &instructions.signed_url, copy, self.plain);
+                let limited = tokio::time::timeout(CONTENT_LIMIT, put).await;
+                limited.map_err(|_| Failure::Later("none", "the upload took too long".into()))??;
+            }
+            UploadStrategy::Unspecified => {
+                let text = "the server asks for an upload in a way that this release does not know";
+                return Err(Failure::Refused(text.into()));
+            }
+        }
+        let request = MarkUploadFinishedRequest {
+            build_id: instructions.build_id,
+            upload_id: instructions.upload_id,
+            r#type: instructions.r#type,
+        };
+        let request = self.store.request(request, CALL_LIMIT);
+        let mut client = self.store.debuginfo().await?;
+        self.store.noted(CALL_LIMIT, client.mark_upload_finished(request)).await?;
+        Ok(Decision::Sent(copy.size))
+    }
+
+    async fn by_grpc(
+        &self,
+        instructions: &UploadInstructions,
+        copy: &Copy,
+    ) -> Result<Option<Decision>, Failure> {
+        let info = UploadInfo {
+            build_id: instructions.build_id.clone(),
+            upload_id: instructions.upload_id.clone(),
+            r#type: instructions.r#type,
+        };
+        let first = Data::Info(info);
+        let rest = pieces(copy, Data::ChunkData);
+        let (sender, receiver) = mpsc::channel(2);
+        let feeding = tokio::spawn(async move {
+            let mut rest = rest;
+            let mut next = Some(first);
+            while let Some(data) = next {
+                // The call has ended: its answer says why.
+                if sender.send(UploadRequest { data: Some(data) }).await.is_err() {
+                    return;
+                }
+                next = rest.recv().await;
+            }
+        });
+        let request = self.store.request(ReceiverStream::new(receiver), CONTENT_LIMIT);
+        let mut client = self.store.debuginfo().await?;
+        let answer = self.store.answer(CONTENT_LIMIT, client.upload(request)).await;
+        feeding.abort();
+        match answer {
+            Err(status) if has_it(&status) || status.code() == Code::FailedPrecondition => {
+                Ok(Some(Decision::NotWanted(status.message().to_owned())))
+            }
+            answer => {
+                let size = answer.map_err(|status| failure(&status))?.into_inner().size;
+                if size == copy.size {
+                    return Ok(None);
+                }
+                Err(Failure::Later("none", format!("the server got {size} bytes of {}", copy.size)))
+            }
+        }
+    }
+}
+
+/// The content of a copy, a piece at a time; ends early where it cannot be read, and is then too short.
+pub(super) fn pieces<T: Send + 'static>(
+    copy: &Copy,
+    wrap: impl Fn(Vec<u8>) -> T + Send + 'static,
+) -> mpsc::Receiver<T> {
+    let (sender, receiver) = mpsc::channel(2);
+    let (file, size) = (Arc::clone(&copy.file), copy.size);
+    spawn_blocking(move || {
+        let mut at = 0;
+        while at < size {
+            let length = usize::try_from(size - at).unwrap_or(CHUNK).min(CHUNK);
+            let mut piece = vec![0; length];
+            if file.read_exact_at(&mut piece, at).is_err() || sender.blocking_send(wrap(piece)).is_err() {
+                return;
+            }
+            at += length as u64;
+        }
+    });
+    receiver
+}
+
+fn kind(id: &FileId) -> BuildIdType {
+    match id.kind {
+        IdKind::Gnu => BuildIdType::Gnu,
+        IdKind::Go => BuildIdType::Go,
+        IdKind::Hash => BuildIdType::Hash,
+    }
+}
+
+fn has_it(status: &Status) -> bool {
+    status.code() == Code::AlreadyExists
+}
