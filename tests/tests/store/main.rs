@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
 #![expect(clippy::float_cmp, reason = "counters are whole numbers")]
 
+mod debuginfo;
 mod faults;
 mod tls;
 

@@ -1,6 +1,8 @@
 //! A Parca store in the hands of a test: it takes what a Parca server takes and refuses what that refuses, speaks TLS or not, asks for
 //! a token, and answers as it is told.
 
+mod debuginfo;
+
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     io::Read as _,
@@ -12,6 +14,7 @@ use std::{
 use flate2::read::GzDecoder;
 use prost::Message as _;
 use proto::{
+    debuginfo::debuginfo_service_server::DebuginfoServiceServer,
     pprof,
     profilestore::{
         WriteRawRequest, WriteRawResponse,
@@ -25,6 +28,7 @@ use tonic::{
     transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
 
+pub use self::debuginfo::Build;
 use crate::pprof::Profile;
 
 /// Largest call, in bytes: that of a Parca server.
@@ -83,6 +87,7 @@ struct Inner {
     token: Option<String>,
     calls: u64,
     headers: Vec<BTreeMap<String, String>>,
+    builds: debuginfo::Builds,
 }
 
 /// What several stores, one after the other, have seen.
@@ -169,9 +174,14 @@ impl Store {
         let most = if options.max_call == 0 { MAX_CALL } else { options.max_call };
         let service =
             ProfileStoreServiceServer::new(Service(journal.clone())).max_decoding_message_size(most);
+        let debuginfo = DebuginfoServiceServer::new(Service(journal.clone()));
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
-            server.add_service(service).serve_with_incoming(TcpIncoming::from(listener)).await
+            server
+                .add_service(service)
+                .add_service(debuginfo)
+                .serve_with_incoming(TcpIncoming::from(listener))
+                .await
         });
         Store { port, runtime: Some(runtime) }
     }
@@ -200,26 +210,32 @@ impl Drop for Store {
 
 struct Service(Journal);
 
+impl Service {
+    fn authorized(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        let Some(token) = self.0.lock().token.clone() else { return Ok(()) };
+        let given = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        if given == Some(&format!("Bearer {token}")) {
+            return Ok(());
+        }
+        Err(Status::unauthenticated("no token, or another one"))
+    }
+}
+
 #[tonic::async_trait]
 impl ProfileStoreService for Service {
     async fn write_raw(
         &self,
         request: Request<WriteRawRequest>,
     ) -> Result<Response<WriteRawResponse>, Status> {
-        let (answer, token) = {
+        let answer = {
             let mut inner = self.0.lock();
             inner.calls += 1;
             let headers = text_headers(request.metadata());
             inner.headers.push(headers);
             let answer = inner.script.pop_front().or_else(|| inner.otherwise.clone());
-            (answer.unwrap_or(Answer::Well), inner.token.clone())
+            answer.unwrap_or(Answer::Well)
         };
-        if let Some(token) = token
-            && request.metadata().get("authorization").and_then(|value| value.to_str().ok())
-                != Some(&format!("Bearer {token}"))
-        {
-            return Err(Status::unauthenticated("no token, or another one"));
-        }
+        self.authorized(request.metadata())?;
         match answer {
             Answer::Code(code) => return Err(Status::new(code, "as the test wants it")),
             Answer::After(pause) => tokio::time::sleep(pause).await,
