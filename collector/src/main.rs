@@ -1,6 +1,9 @@
 //! The privileged half of Bulkhead: loads BPF programs, samples stacks, reads `/proc`, and passes raw samples through
 //! a Unix socket. Nothing else: no network, no ELF of a profiled process, no names, no policy.
 
+#[cfg(all(feature = "no-peer-check", not(debug_assertions)))]
+compile_error!("no-peer-check is for script/test-layers: what is built for use has the whole wall");
+
 mod address_space;
 mod cgroups;
 mod counters;

@@ -62,7 +62,7 @@ pub(crate) async fn accept(listener: &mut UnixSeqpacketListener, uploader: u32) 
     loop {
         let channel: CollectorEnd = Channel::new(listener.accept().await?);
         match channel.peer_uid() {
-            Ok(uid) if uid == uploader => return Ok(channel),
+            Ok(uid) if uid == uploader || cfg!(feature = "no-peer-check") => return Ok(channel),
             Ok(uid) => log::warn!("user {uid} connected and was turned away: only user {uploader} may"),
             Err(error) => log::warn!("a connection was turned away: its user cannot be told: {error}"),
         }

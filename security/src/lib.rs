@@ -2,6 +2,9 @@
 //! supervisor. Which half may keep what is said
 //! by the half itself, in its `policy` module.
 
+#[cfg(all(any(feature = "no-seccomp", feature = "no-drop"), not(debug_assertions)))]
+compile_error!("no-seccomp and no-drop are for script/test-layers: what is built for use has the whole wall");
+
 mod capabilities;
 mod memory;
 mod process;

@@ -80,6 +80,9 @@ pub const REFUSED: i32 = 128 + libc::SIGSYS;
 /// Allows these calls alone, for all threads of this process and for good. Needs `no_new_privs`.
 pub fn allow_only(policy: &[Call]) -> Result<(), SeccompError> {
     let programs = compile(policy)?;
+    if cfg!(feature = "no-seccomp") {
+        return Ok(());
+    }
     handle_refusals().map_err(SeccompError::Handler)?;
     for program in programs {
         seccompiler::apply_filter_all_threads(&program)

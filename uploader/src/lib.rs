@@ -2,6 +2,9 @@
 //! ([`processes`], [`executables`]), becomes targets ([`targets`]) and profiles ([`profile`]) with names
 //! ([`symbols`]).
 
+#[cfg(all(feature = "no-landlock", not(debug_assertions)))]
+compile_error!("no-landlock is for script/test-layers: what is built for use has the whole wall");
+
 pub mod app;
 pub mod collector_client;
 pub mod confine;
