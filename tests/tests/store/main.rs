@@ -5,6 +5,7 @@
 
 mod debuginfo;
 mod faults;
+mod outage;
 mod tls;
 
 use std::{collections::HashSet, fs, path::Path, time::Duration};
