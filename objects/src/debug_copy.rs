@@ -70,7 +70,7 @@ struct Plan {
 pub fn write_debug_copy(file: &dyn ReadAt, out: &mut dyn Write, limit: u64) -> Result<u64, ObjectError> {
     let elf = Elf::read(file)?;
     let plan = plan(&elf)?;
-    let size = plan.section_headers_at + plan.section_headers.len() as u64;
+    let size = plan.section_headers_at.saturating_add(plan.section_headers.len() as u64);
     if size > limit {
         return Err(ObjectError::TooLarge { what: "copy for symbolization", size, limit });
     }
@@ -146,7 +146,7 @@ fn plan(elf: &Elf<'_>) -> Result<Plan, ObjectError> {
     let mut program_headers = Vec::new();
     for header in &elf.program_headers {
         if has_note(&header) && pieces.len() < MAX_NOTES {
-            at = at.next_multiple_of(header.align.clamp(1, MAX_ALIGN));
+            at = aligned(at, header.align)?;
             program_headers.extend(program_header(elf, header, at, header.file_size));
             let size = within(elf, header.offset, header.file_size)?;
             pieces.push(Piece { from: header.offset, size, to: at });
@@ -177,7 +177,7 @@ fn plan(elf: &Elf<'_>) -> Result<Plan, ObjectError> {
         let to = match piece {
             Some(piece) => piece.to + (section.offset - piece.from),
             None if kept => {
-                at = at.next_multiple_of(section.align.clamp(1, MAX_ALIGN));
+                at = aligned(at, section.align)?;
                 pieces.push(Piece {
                     from: section.offset,
                     size: within(elf, section.offset, section.size)?,
@@ -194,7 +194,7 @@ fn plan(elf: &Elf<'_>) -> Result<Plan, ObjectError> {
         }
         put_word(elf, entry, 16, 24, to);
     }
-    let section_headers_at = at.next_multiple_of(8);
+    let section_headers_at = aligned(at, 8)?;
     let has_program_headers = !elf.program_headers.is_empty();
     put_word(elf, &mut header, 28, 32, if has_program_headers { header_size as u64 } else { 0 });
     put_word(elf, &mut header, 32, 40, section_headers_at);
@@ -221,6 +221,10 @@ fn program_header(elf: &Elf<'_>, header: &ProgramHeader, offset: u64, file_size:
         put_word(elf, &mut entry, at_32, at_64, value);
     }
     entry
+}
+
+fn aligned(at: u64, align: u64) -> Result<u64, ObjectError> {
+    at.checked_next_multiple_of(align.clamp(1, MAX_ALIGN)).ok_or_else(|| beyond(at, align))
 }
 
 /// The size of a part of the file, if the file has it.

@@ -12,6 +12,8 @@ use crate::{
 const MAX_PROGRAM_HEADERS: usize = 4096;
 /// Sections that are looked at. A linked file has fewer than a hundred; more are possible only in object files.
 const MAX_SECTIONS: u64 = 65_536;
+/// Longest name of a section that is looked at, in bytes.
+const MAX_NAME: usize = 256;
 /// Largest table of section names that is read, in bytes.
 const MAX_SECTION_NAMES: u64 = 1 << 20;
 
@@ -169,6 +171,8 @@ impl<'a> Elf<'a> {
 
     pub(crate) fn name(&self, section: &Section) -> &[u8] {
         let rest = self.section_names.get(section.name as usize..).unwrap_or_default();
+        // A forged table has no end of a name for a long way.
+        let rest = &rest[..rest.len().min(MAX_NAME)];
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 

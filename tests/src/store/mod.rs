@@ -45,6 +45,8 @@ pub enum Answer {
     Takes(Code),
     /// Well, but so late.
     After(Duration),
+    /// Well, without a look at what it is, and without keeping it.
+    Forgets,
 }
 
 /// A profile that has arrived.
@@ -238,6 +240,7 @@ impl ProfileStoreService for Service {
         self.authorized(request.metadata())?;
         match answer {
             Answer::Code(code) => return Err(Status::new(code, "as the test wants it")),
+            Answer::Forgets => return Ok(Response::new(WriteRawResponse {})),
             Answer::After(pause) => tokio::time::sleep(pause).await,
             Answer::Well | Answer::Takes(_) => {}
         }

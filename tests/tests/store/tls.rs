@@ -185,3 +185,16 @@ fn through_a_proxy_of_the_environment() {
     assert!(asked_for[0].contains("Basic dXNlcjpzZWNyZXQ="), "{asked_for:?}");
     assert!(!system.place().log("uploader").contains("secret"));
 }
+
+/// Names are looked up from within the sandbox. Nobody has this one (RFC 6761, section 6.4), whether a name server answers or not.
+#[test]
+fn a_name_that_nobody_knows() {
+    let _alone = alone();
+    let system = System::start_with(Options { window: "1s", ..Options::default() }, |place| {
+        let mut flags = store_flags(443, place, &["--insecure-skip-verify"]);
+        flags[0] = "--store-address=parca.invalid:443".into();
+        flags
+    });
+    wait_said(&system, "cannot look up parca.invalid");
+    assert_eq!(system.get("/readyz").status, 200);
+}

@@ -48,9 +48,7 @@ impl Known {
         if lines.next() == Some(store) {
             builds.extend(lines.filter_map(parse).filter(|(_, (_, since))| is_fresh(*since)));
         }
-        let known = Known { path, store: store.to_owned(), builds };
-        known.write();
-        known
+        Known { path, store: store.to_owned(), builds }
     }
 
     /// What the server has of a build.
@@ -60,14 +58,19 @@ impl Known {
 
     /// The server has it now.
     pub(super) fn add(&mut self, id: &str, quality: Quality) {
-        let entry = (quality, now());
-        self.builds.insert(id.to_owned(), entry);
+        self.builds.insert(id.to_owned(), (quality, now()));
         if self.builds.len() > MAX_BUILDS {
             self.forget_oldest();
-            self.write();
-        } else if let Err(error) = self.append(&line(id, entry)) {
-            warn!("cannot write {}: {error}; after a restart the store is asked again", self.path.display());
         }
+    }
+
+    /// What is to be in the file, and where that is.
+    pub(super) fn file(&self) -> (PathBuf, String) {
+        let mut text = format!("{}\n", self.store);
+        for (id, entry) in &self.builds {
+            text.push_str(&line(id, *entry));
+        }
+        (self.path.clone(), text)
     }
 
     /// How many are known.
@@ -82,31 +85,22 @@ impl Known {
         let limit = times[times.len() / 8];
         self.builds.retain(|_, (_, since)| *since > limit);
     }
+}
 
-    fn append(&self, line: &str) -> io::Result<()> {
-        let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
-        file.write_all(line.as_bytes())
-    }
-
-    /// Writes all of it anew.
-    fn write(&self) {
-        let mut text = format!("{}\n", self.store);
-        for (id, entry) in &self.builds {
-            text.push_str(&line(id, *entry));
-        }
-        let next = self.path.with_extension("tmp");
-        let written = fs::remove_file(&next).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        });
-        let written = written.and_then(|()| {
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
-            file.write_all(text.as_bytes())?;
-            fs::rename(&next, &self.path)
-        });
-        if let Err(error) = written {
-            warn!("cannot write {}: {error}; after a restart the store is asked again", self.path.display());
-        }
+/// Writes the file, whole or not at all. Blocks.
+pub(super) fn write(path: &Path, text: &str) {
+    let next = path.with_extension("tmp");
+    let written = fs::remove_file(&next).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    });
+    let written = written.and_then(|()| {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+        file.write_all(text.as_bytes())?;
+        fs::rename(&next, path)
+    });
+    if let Err(error) = written {
+        warn!("cannot write {}: {error}; after a restart the store is asked again", path.display());
     }
 }
 
@@ -141,6 +135,11 @@ fn is_fresh(since: u64) -> bool {
 mod tests {
     use super::*;
 
+    fn save(known: &Known) {
+        let (path, text) = known.file();
+        write(&path, &text);
+    }
+
     #[test]
     fn what_is_known_outlives_a_restart_but_not_another_store() {
         let folder = tempfile::tempdir().unwrap();
@@ -148,12 +147,15 @@ mod tests {
         known.add("aa", Quality::Symbols);
         known.add("bb", Quality::Dwarf);
         known.add("aa", Quality::Dwarf);
+        save(&known);
         let known = Known::open(folder.path(), "a:1");
         assert_eq!(
             (known.get("aa"), known.get("bb"), known.get("cc")),
             (Some(Quality::Dwarf), Some(Quality::Dwarf), None)
         );
-        assert_eq!(Known::open(folder.path(), "b:1").get("aa"), None);
+        let other = Known::open(folder.path(), "b:1");
+        assert_eq!(other.get("aa"), None);
+        save(&other);
         assert_eq!(Known::open(folder.path(), "a:1").len(), 0, "the other store's took its place");
     }
 
@@ -169,7 +171,6 @@ mod tests {
         assert_eq!(known.get("dd"), Some(Quality::Symbols));
         fs::write(&path, vec![b'x'; 5 << 20]).unwrap();
         assert_eq!(Known::open(folder.path(), "a:1").len(), 0);
-        assert!(fs::metadata(&path).unwrap().len() < 100);
     }
 
     #[test]
@@ -182,6 +183,7 @@ mod tests {
         }
         known.add("last", Quality::Dwarf);
         assert!(known.len() < MAX_BUILDS && known.get("last").is_some() && known.get("0").is_none());
+        save(&known);
         assert_eq!(Known::open(folder.path(), "a:1").len(), known.len());
     }
 }

@@ -10,7 +10,10 @@ mod upload;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 use tracing::{debug, info, warn};
 
 use self::{
@@ -40,40 +43,46 @@ pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, plai
         let candidate = offers.next().await;
         let path = Arc::clone(&candidate.path);
         let begun = Instant::now();
-        match one(&uploader, &files, &candidate, offers.force(&candidate)).await {
+        let (outcome, again) = match one(&uploader, &files, &candidate, offers.force(&candidate)).await {
             Ok(Decision::Sent(bytes)) => {
                 info!("sent debug information of {path} ({} KiB)", bytes >> 10);
-                offers.decided(&candidate, "uploaded", None);
                 offers.count_bytes(bytes);
+                ("uploaded", None)
             }
             Ok(Decision::NotWanted(reason)) => {
                 debug!("the store wants no debug information of {path}: {reason}");
-                offers.decided(&candidate, "not_wanted", None);
+                ("not_wanted", None)
             }
             Ok(Decision::Later(reason)) => {
                 debug!("the store wants no debug information of {path} now: {reason}");
-                offers.decided(&candidate, "later", Some(AGAIN));
+                ("later", Some(AGAIN))
             }
             Err(Problem::Copy(error @ (CopyError::Nothing | CopyError::TooLarge(_)))) => {
                 debug!("no debug information of {path} is sent: {error}");
-                offers.decided(&candidate, error.outcome(), None);
+                (error.outcome(), None)
             }
             Err(Problem::Copy(error)) => {
                 warn!("no debug information of {path} is sent: {error}");
-                offers.decided(&candidate, error.outcome(), Some(AGAIN_HERE));
+                (error.outcome(), Some(AGAIN_HERE))
             }
             Err(Problem::Store(Failure::Refused(reason))) => {
                 warn!("the store refuses debug information of {path} for good: {reason}");
-                offers.decided(&candidate, "refused", None);
+                ("refused", None)
+            }
+            Err(Problem::Store(Failure::Stumbles(code, reason))) => {
+                warn!("the store fails at debug information of {path}: {reason} ({code})");
+                ("failed", Some(AGAIN_HERE))
             }
             Err(Problem::Store(Failure::Later(code, reason))) => {
                 // Delivery of profiles says it too, in general.
                 debug!("cannot send debug information of {path}: {reason} ({code})");
-                offers.decided(&candidate, "failed", Some(AFTER_FAILURE));
-                drop(candidate);
-                sleep(AFTER_FAILURE).await;
-                continue;
+                offers.pause(AFTER_FAILURE);
+                ("failed", Some(AFTER_FAILURE))
             }
+        };
+        if let Some((path, text)) = offers.decided(&candidate, outcome, again) {
+            // Nobody waits for it, and nothing is lost but time if it fails.
+            spawn_blocking(move || known::write(&path, &text));
         }
         // Not held open while nothing is done with it.
         drop(candidate);

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fs::File,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -79,6 +80,8 @@ struct Inner {
     /// Being worked on, or not to be asked for before then; `None`: not in this life.
     decided: HashMap<FileId, (Quality, Option<Instant>)>,
     counts: DebugInfoCounts,
+    /// The store is away: no file is wanted, or held open, before then.
+    paused_until: Option<Instant>,
 }
 
 /// The executables.
@@ -93,7 +96,8 @@ impl Offers {
     /// None yet.
     pub fn new(rules: Rules, known: Known) -> Self {
         let counts = DebugInfoCounts::default();
-        let inner = Inner { known, waiting: VecDeque::new(), decided: HashMap::new(), counts };
+        let (waiting, decided) = (VecDeque::new(), HashMap::new());
+        let inner = Inner { known, waiting, decided, counts, paused_until: None };
         Offers { rules, inner: Mutex::new(inner), arrived: Notify::new() }
     }
 
@@ -109,7 +113,8 @@ impl Offers {
             return false;
         }
         let inner = self.lock();
-        if inner.waiting.len() >= MAX_WAITING {
+        let is_paused = inner.paused_until.is_some_and(|until| Instant::now() < until);
+        if is_paused || inner.waiting.len() >= MAX_WAITING {
             return false;
         }
         let is_decided = inner.decided.get(&facts.id).is_some_and(|(had, until)| {
@@ -148,15 +153,31 @@ impl Offers {
         self.lock().known.get(&candidate.id.to_string()).is_some_and(|known| known < candidate.quality())
     }
 
-    /// What has become of one; if it is to be tried again, when.
-    pub(super) fn decided(&self, candidate: &Candidate, outcome: &'static str, again: Option<Duration>) {
+    /// Wants nothing for a while, and lets go of what waits: it is offered again when it is seen again.
+    pub(super) fn pause(&self, pause: Duration) {
+        let mut inner = self.lock();
+        inner.paused_until = Some(Instant::now() + pause);
+        for candidate in std::mem::take(&mut inner.waiting) {
+            inner.decided.remove(&candidate.id);
+        }
+    }
+
+    /// What has become of one; if it is to be tried again, when. What is to be written to the file of what is known, if that has
+    /// changed.
+    pub(super) fn decided(
+        &self,
+        candidate: &Candidate,
+        outcome: &'static str,
+        again: Option<Duration>,
+    ) -> Option<(PathBuf, String)> {
         let mut inner = self.lock();
         *inner.counts.outcomes.entry(outcome).or_default() += 1;
         let quality = candidate.quality();
         inner.decide(candidate.id.clone(), quality, again.map(|again| Instant::now() + again));
-        if matches!(outcome, "uploaded" | "not_wanted") {
+        matches!(outcome, "uploaded" | "not_wanted").then(|| {
             inner.known.add(&candidate.id.to_string(), quality);
-        }
+            inner.known.file()
+        })
     }
 
     pub(super) fn count_bytes(&self, bytes: u64) {
@@ -227,7 +248,8 @@ mod tests {
         // The same build with DWARF is better.
         let whole = facts();
         assert!(offers.wants(&whole, "/bin/x") && offers.force(&candidate(&whole)));
-        offers.decided(&candidate(&whole), "uploaded", None);
+        let (path, text) = offers.decided(&candidate(&whole), "uploaded", None).unwrap();
+        super::super::known::write(&path, &text);
         assert!(!offers.wants(&whole, "/bin/x"));
         drop(offers);
         // After a restart.
@@ -253,5 +275,12 @@ mod tests {
         assert_eq!(offers.counts().waiting, MAX_WAITING);
         facts.id.bytes = vec![200];
         assert!(!offers.wants(&facts, "/usr/bin/a"));
+        // When the store is away nothing is held, and all of it is wanted again after.
+        offers.pause(Duration::from_hours(1));
+        assert_eq!(offers.counts().waiting, 0);
+        facts.id.bytes = vec![0];
+        assert!(!offers.wants(&facts, "/usr/bin/a"));
+        offers.pause(Duration::ZERO);
+        assert!(offers.wants(&facts, "/usr/bin/a"));
     }
 }

@@ -4,7 +4,7 @@
 mod backoff;
 mod state;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use prost::Message;
 use proto::profilestore::{RawProfileSeries, WriteRawRequest};
@@ -23,6 +23,8 @@ use crate::{
 
 /// Bytes that are sent in one call, if one profile has no more: what gRPC servers take if nobody tells them otherwise is 4 MiB.
 pub const CALL_BYTES: usize = 4 << 20;
+/// So often a server may fail at the same profiles before they are sent in two parts, to find the one that it fails at.
+const STUMBLES: u32 = 6;
 /// Room for what is around the profiles of a call.
 const AROUND: usize = 64 << 10;
 
@@ -104,51 +106,101 @@ async fn remove(spool: &Arc<Spool>, taken: Taken) {
     let _ = spawn_blocking(move || spool.remove(&taken)).await;
 }
 
+/// Profiles that are sent in one call, and how often the server itself failed at them.
+struct Piece {
+    series: Vec<RawProfileSeries>,
+    stumbles: u32,
+    /// How many pieces had arrived when it failed first.
+    arrived_before: u64,
+}
+
+impl Piece {
+    fn new(series: Vec<RawProfileSeries>) -> Self {
+        Piece { series, stumbles: 0, arrived_before: 0 }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.series.iter().map(Message::encoded_len).sum::<usize>() as u64
+    }
+
+    /// Two of it.
+    fn halves(mut self) -> [Piece; 2] {
+        let second = self.series.split_off(self.series.len() / 2);
+        [Piece::new(self.series), Piece::new(second)]
+    }
+}
+
 /// Sends profiles until each has arrived or was refused.
 async fn deliver(delivery: &Delivery, store: &Parca, series: Vec<RawProfileSeries>) {
-    let mut pieces = vec![series];
-    pieces.retain(|piece| !piece.is_empty());
+    let mut pieces = VecDeque::from([Piece::new(series)]);
+    pieces.retain(|piece| !piece.series.is_empty());
     let mut backoff = Backoff::new();
-    while let Some(piece) = pieces.pop() {
-        let bytes = piece.iter().map(Message::encoded_len).sum::<usize>();
-        let profiles = piece.len() as u64;
-        match store.write(piece.clone()).await {
+    let mut arrived = 0;
+    while let Some(mut piece) = pieces.pop_front() {
+        let profiles = piece.series.len() as u64;
+        let failure = match store.write(piece.series.clone()).await {
             Ok(()) => {
                 backoff = Backoff::new();
-                if let Some(outage) = delivery.sent(profiles, bytes as u64) {
+                arrived += 1;
+                if let Some(outage) = delivery.sent(profiles, piece.bytes()) {
                     info!("the store takes profiles again, after {} seconds", outage.as_secs());
                 }
+                continue;
             }
-            Err(Failure::Refused(reason)) if piece.len() > 1 => {
+            Err(failure) => failure,
+        };
+        let (code, reason) = match failure {
+            Failure::Refused(reason) if profiles > 1 => {
                 delivery.count_call("refused");
                 warn!(
                     "the store refuses {profiles} profiles together, which are sent in two parts: {reason}"
                 );
-                let mut first = piece;
-                let second = first.split_off(first.len() / 2);
-                pieces.push(second);
-                pieces.push(first);
+                piece.halves().into_iter().rev().for_each(|half| pieces.push_front(half));
+                continue;
             }
-            Err(Failure::Refused(reason)) => {
-                warn!("the store refuses a profile for good, of {}: {reason}", labels(&piece));
-                delivery.refused(profiles, bytes as u64);
-                let (spool, payload) = (
-                    Arc::clone(&delivery.spool),
-                    WriteRawRequest { series: piece, normalized: true }.encode_to_vec(),
-                );
-                // Kept for somebody to look at, if that works.
-                let _ = spawn_blocking(move || spool.keep_refused(&payload)).await;
+            Failure::Refused(reason) => {
+                delivery.count_call("refused");
+                set_aside(delivery, piece, &reason).await;
+                continue;
             }
-            Err(Failure::Later(code, reason)) => {
-                let pause = backoff.next();
-                if delivery.failed(code, &reason) {
-                    warn!("the store does not take profiles, which wait in the spool: {reason} ({code})");
+            Failure::Stumbles(code, reason) => {
+                if piece.stumbles == 0 {
+                    piece.arrived_before = arrived;
                 }
-                pieces.push(piece);
-                sleep(pause).await;
+                piece.stumbles += 1;
+                // It takes others, but not this.
+                if piece.stumbles > STUMBLES && profiles == 1 && arrived > piece.arrived_before {
+                    delivery.count_call(code);
+                    set_aside(delivery, piece, &format!("it fails at it again and again: {reason}")).await;
+                    continue;
+                }
+                (code, reason)
             }
+            Failure::Later(code, reason) => (code, reason),
+        };
+        if delivery.failed(code, &reason) {
+            warn!("the store does not take profiles, which wait in the spool: {reason} ({code})");
         }
+        if piece.stumbles <= STUMBLES {
+            pieces.push_front(piece);
+        } else if profiles > 1 {
+            pieces.extend(piece.halves());
+        } else {
+            // Whether the server takes others shows when they are tried before.
+            pieces.push_back(piece);
+        }
+        sleep(backoff.next()).await;
     }
+}
+
+/// Gives a profile up that the store will never take, but for somebody to look at.
+async fn set_aside(delivery: &Delivery, piece: Piece, reason: &str) {
+    warn!("the store refuses a profile for good, of {}: {reason}", labels(&piece.series));
+    delivery.refused(piece.series.len() as u64, piece.bytes());
+    let payload = WriteRawRequest { series: piece.series, normalized: true }.encode_to_vec();
+    let spool = Arc::clone(&delivery.spool);
+    // Kept if that works.
+    let _ = spawn_blocking(move || spool.keep_refused(&payload)).await;
 }
 
 fn labels(piece: &[RawProfileSeries]) -> String {

@@ -127,7 +127,6 @@ impl Delivery {
 
     /// Profiles were refused for good: the store is there, and says so.
     pub(super) fn refused(&self, profiles: u64, bytes: u64) {
-        self.count_call("refused");
         let mut inner = self.lock();
         inner.counts.refused += profiles;
         inner.counts.refused_bytes += bytes;
@@ -193,9 +192,6 @@ mod tests {
         assert!(delivery.sentence().contains("refused 1 for good"));
         let counts = delivery.counts();
         assert_eq!((counts.sent, counts.sent_bytes, counts.refused), (4, 110, 1));
-        assert_eq!(
-            counts.calls,
-            [("UNAUTHENTICATED", 1), ("UNAVAILABLE", 2), ("ok", 2), ("refused", 1)].into()
-        );
+        assert_eq!(counts.calls, [("UNAUTHENTICATED", 1), ("UNAVAILABLE", 2), ("ok", 2)].into());
     }
 }

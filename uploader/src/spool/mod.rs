@@ -93,7 +93,6 @@ struct Inner {
     aside: VecDeque<(String, u64)>,
     /// What all of it costs.
     bytes: u64,
-    last: u64,
     counts: SpoolCounts,
 }
 
@@ -104,7 +103,10 @@ pub struct Spool {
     limit: u64,
     /// Locked for as long as this is open; also what is brought to the disk when names change.
     folder: File,
+    /// What is there. Never locked while a file is touched: a disk that is slow, or hangs, holds up nobody who only wants to know.
     inner: Mutex<Inner>,
+    /// Number of the last file. Locked for as long as it takes to write one: one at a time.
+    last: Mutex<u64>,
     /// Woken when there is an entry more.
     pub arrived: Notify,
 }
@@ -135,29 +137,29 @@ impl Spool {
             taken: 0,
             aside: VecDeque::new(),
             bytes: 0,
-            last: 0,
             counts: SpoolCounts::default(),
         };
-        inner.find(directory).map_err(|source| failed("read", source))?;
+        let last = inner.find(directory).map_err(|source| failed("read", source))?;
         let spool = Spool {
             directory: directory.to_owned(),
             limit,
             folder,
             inner: Mutex::new(inner),
+            last: Mutex::new(last),
             arrived: Notify::new(),
         };
         // Whether it can be written to shows now, and not when there is something to lose.
         let trial = directory.join(format!("trial{UNFINISHED}"));
         Self::write_file(&trial, &[b""])?;
         fs::remove_file(&trial).map_err(|source| failed("remove from", source))?;
-        spool.make_room(&mut spool.lock(), 0);
+        spool.make_room(0);
         Ok(spool)
     }
 
     /// Writes an entry, and returns when it is on the disk. Blocks.
     pub fn put(&self, payload: &[u8], profiles: u64) -> Result<(), SpoolError> {
+        let result = self.write_entry(payload, profiles);
         let mut inner = self.lock();
-        let result = self.write_entry(&mut inner, payload, profiles);
         match &result {
             Ok(()) => inner.counts.written += profiles,
             Err(_) => inner.counts.count_dropped(profiles, payload.len() as u64),
@@ -167,22 +169,24 @@ impl Spool {
         result
     }
 
-    fn write_entry(&self, inner: &mut Inner, payload: &[u8], profiles: u64) -> Result<(), SpoolError> {
-        let entry = Entry::after(inner.last, profiles, payload.len());
+    fn write_entry(&self, payload: &[u8], profiles: u64) -> Result<(), SpoolError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = Entry::after(*last, profiles, payload.len());
         if entry.cost() > self.limit {
             return Err(SpoolError::TooLarge { size: entry.cost(), limit: self.limit });
         }
-        self.make_room(inner, entry.cost());
+        self.make_room(entry.cost());
         let head = entry::head(payload);
         loop {
             match self.write_whole(&entry.name(), &[&head, payload]) {
                 Ok(()) => break,
                 // The disk is full, by others perhaps: of what is here, the newest is worth the most.
-                Err(SpoolError::File { source, .. }) if is_full(&source) && self.remove_oldest(inner) => {}
+                Err(SpoolError::File { source, .. }) if is_full(&source) && self.remove_oldest() => {}
                 Err(error) => return Err(error),
             }
         }
-        inner.last = entry.number;
+        *last = entry.number;
+        let mut inner = self.lock();
         inner.bytes += entry.cost();
         inner.entries.push_back(entry);
         Ok(())
@@ -216,25 +220,30 @@ impl Spool {
         (entries > 0).then_some(Taken { payloads, entries })
     }
 
-    /// Removes entries that have arrived, or that nobody will ever take.
+    /// Removes entries that have arrived, or that nobody will ever take. Blocks.
     pub fn remove(&self, taken: &Taken) {
-        let mut inner = self.lock();
-        inner.taken = 0;
-        for _ in 0..taken.entries {
-            if let Some(entry) = inner.entries.pop_front() {
-                inner.bytes = inner.bytes.saturating_sub(entry.cost());
-                self.remove_file(&entry.name());
-            }
+        let gone: Vec<Entry> = {
+            let mut inner = self.lock();
+            inner.taken = 0;
+            let count = taken.entries.min(inner.entries.len());
+            let gone: Vec<Entry> = inner.entries.drain(..count).collect();
+            inner.bytes = inner.bytes.saturating_sub(gone.iter().map(|entry| entry.cost()).sum());
+            gone
+        };
+        for entry in gone {
+            self.remove_file(&entry.name());
         }
     }
 
-    /// Keeps what the store refuses for good, for whoever wants to look at it, as long as there is room.
+    /// Keeps what the store refuses for good, for whoever wants to look at it, as long as there is room. Blocks.
     pub fn keep_refused(&self, payload: &[u8]) {
-        let mut inner = self.lock();
-        let name = format!("{:020}{}", Entry::after(inner.last, 0, 0).number, ASIDE[1]);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = Entry::after(*last, 0, 0).number;
+        let name = format!("{number:020}{}", ASIDE[1]);
         if self.write_whole(&name, &[payload]).is_ok() {
-            inner.put_aside(name, payload.len() as u64);
-            self.make_room(&mut inner, 0);
+            *last = number;
+            self.lock().put_aside(name, payload.len() as u64);
+            self.make_room(0);
         }
     }
 
@@ -259,49 +268,47 @@ impl Spool {
     }
 
     fn set_damaged_aside(&self, index: usize, reason: &str) {
-        let mut inner = self.lock();
-        let Some(entry) = inner.entries.remove(index) else { return };
-        inner.bytes = inner.bytes.saturating_sub(entry.cost());
-        inner.counts.damaged += entry.profiles;
-        let name = entry.name();
-        warn!(
-            "{} profiles are lost: {} is set aside: {reason}",
-            entry.profiles,
-            self.directory.join(&name).display()
-        );
-        let aside = format!("{name}{}", ASIDE[0]);
-        if fs::rename(self.directory.join(&name), self.directory.join(&aside)).is_ok() {
-            inner.put_aside(aside, entry.size);
-            self.make_room(&mut inner, 0);
+        let removed = {
+            let mut inner = self.lock();
+            let removed = inner.entries.remove(index);
+            if let Some(entry) = removed {
+                inner.bytes = inner.bytes.saturating_sub(entry.cost());
+                inner.counts.damaged += entry.profiles;
+            }
+            removed
+        };
+        let Some(entry) = removed else { return };
+        let path = self.directory.join(entry.name());
+        warn!("{} profiles are lost: {} is set aside: {reason}", entry.profiles, path.display());
+        let aside = format!("{}{}", entry.name(), ASIDE[0]);
+        if fs::rename(path, self.directory.join(&aside)).is_ok() {
+            self.lock().put_aside(aside, entry.size);
+            self.make_room(0);
         }
     }
 
     /// Removes what there is no room for beside `more` bytes.
-    fn make_room(&self, inner: &mut Inner, more: u64) {
-        let aside = |inner: &Inner| inner.aside.iter().map(|(_, size)| entry::cost(*size)).sum::<u64>();
-        let mut aside_bytes = aside(inner);
-        while aside_bytes > self.limit / ASIDE_SHARE
-            && let Some((name, size)) = inner.aside.pop_front()
-        {
-            aside_bytes -= entry::cost(size);
-            inner.bytes = inner.bytes.saturating_sub(entry::cost(size));
-            self.remove_file(&name);
-        }
-        while inner.bytes.saturating_add(more) > self.limit && self.remove_oldest(inner) {}
+    fn make_room(&self, more: u64) {
+        while self.lock().aside_bytes() > self.limit / ASIDE_SHARE && self.remove_oldest() {}
+        while self.lock().bytes.saturating_add(more) > self.limit && self.remove_oldest() {}
     }
 
-    /// Removes what is worth the least; `false`: there is nothing.
-    fn remove_oldest(&self, inner: &mut Inner) -> bool {
-        if let Some((name, size)) = inner.aside.pop_front() {
-            inner.bytes = inner.bytes.saturating_sub(entry::cost(size));
-            self.remove_file(&name);
-            return true;
-        }
-        let taken = inner.taken;
-        let Some(entry) = inner.entries.remove(taken) else { return false };
-        inner.bytes = inner.bytes.saturating_sub(entry.cost());
-        inner.counts.count_dropped(entry.profiles, entry.size);
-        self.remove_file(&entry.name());
+    /// Removes what is worth the least: what was set aside, then the oldest that is not being sent. `false`: there is nothing.
+    fn remove_oldest(&self) -> bool {
+        let name = {
+            let mut inner = self.lock();
+            if let Some((name, size)) = inner.aside.pop_front() {
+                inner.bytes = inner.bytes.saturating_sub(entry::cost(size));
+                name
+            } else {
+                let taken = inner.taken;
+                let Some(entry) = inner.entries.remove(taken) else { return false };
+                inner.bytes = inner.bytes.saturating_sub(entry.cost());
+                inner.counts.count_dropped(entry.profiles, entry.size);
+                entry.name()
+            }
+        };
+        self.remove_file(&name);
         true
     }
 
@@ -349,8 +356,9 @@ impl Spool {
 }
 
 impl Inner {
-    /// What a process before this one has left.
-    fn find(&mut self, directory: &Path) -> io::Result<()> {
+    /// What a process before this one has left; the number of the last entry.
+    fn find(&mut self, directory: &Path) -> io::Result<u64> {
+        let mut last = 0;
         for file in fs::read_dir(directory)? {
             let file = file?;
             let (name, metadata) = (file.file_name(), file.metadata()?);
@@ -360,7 +368,7 @@ impl Inner {
                 fs::remove_file(file.path())?;
             } else if let Some(entry) = Entry::of(name, metadata.len()) {
                 self.bytes += entry.cost();
-                self.last = self.last.max(entry.number);
+                last = last.max(entry.number);
                 self.entries.push_back(entry);
             } else if ASIDE.iter().any(|suffix| name.ends_with(suffix)) {
                 self.put_aside(name.to_owned(), metadata.len());
@@ -368,7 +376,12 @@ impl Inner {
         }
         self.entries.make_contiguous().sort_unstable();
         self.aside.make_contiguous().sort_unstable();
-        Ok(())
+        Ok(last)
+    }
+
+    /// What all that was set aside costs.
+    fn aside_bytes(&self) -> u64 {
+        self.aside.iter().map(|(_, size)| entry::cost(*size)).sum()
     }
 
     fn put_aside(&mut self, name: String, size: u64) {

@@ -12,7 +12,7 @@ use std::{
     vec,
 };
 
-use hickory_resolver::TokioResolver;
+use hickory_resolver::{ResolverBuilder, TokioResolver, net::NetError};
 use hyper::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -296,10 +296,10 @@ impl Service<Name> for Names {
 
     fn call(&mut self, name: Name) -> Self::Future {
         Box::pin(async move {
+            let failed = |error: NetError| io::Error::other(format!("cannot look up {name}: {error}"));
             // Each time anew, since the machine may be in another network by now.
-            let resolver = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
-            let found = resolver.map_err(io::Error::other)?.lookup_ip(name.as_str()).await;
-            let found = found.map_err(|error| io::Error::other(format!("cannot look up {name}: {error}")))?;
+            let resolver = TokioResolver::builder_tokio().and_then(ResolverBuilder::build).map_err(failed)?;
+            let found = resolver.lookup_ip(name.as_str()).await.map_err(failed)?;
             // The port is put in by who asks.
             Ok(found.iter().map(|address| SocketAddr::new(address, 0)).collect::<Vec<_>>().into_iter())
         })

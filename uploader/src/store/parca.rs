@@ -51,6 +51,8 @@ pub enum Failure {
     Refused(String),
     /// It may be taken some other time. The code of gRPC's, in its own spelling, or why there was no answer.
     Later(&'static str, String),
+    /// The server itself has failed: perhaps at this very content, and then it will fail again.
+    Stumbles(&'static str, String),
 }
 
 #[derive(Debug)]
@@ -200,6 +202,10 @@ pub(crate) fn failure(status: &Status) -> Failure {
             if message.contains("larger than") || message.contains("too large") =>
         {
             Failure::Refused(message)
+        }
+        // What the connection failed with has a cause; an answer has none.
+        code @ (Code::Internal | Code::Unknown | Code::DataLoss) if status.source().is_none() => {
+            Failure::Stumbles(name(code), message)
         }
         code => Failure::Later(name(code), message),
     }
