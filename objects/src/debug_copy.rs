@@ -69,12 +69,12 @@ struct Plan {
 /// anything is written. Whatever else goes wrong, what has been written is no copy.
 pub fn write_debug_copy(file: &dyn ReadAt, out: &mut dyn Write, limit: u64) -> Result<u64, ObjectError> {
     let elf = Elf::read(file)?;
-    let plan = plan(&elf)?;
+    let plan = plan(&elf, limit)?;
     let size = plan.section_headers_at.saturating_add(plan.section_headers.len() as u64);
     if size > limit {
         return Err(ObjectError::TooLarge { what: "copy for symbolization", size, limit });
     }
-    let mut out = Counted { out, at: 0 };
+    let mut out = Counted { out, at: 0, limit };
     out.write(&plan.header)?;
     out.write(&plan.program_headers)?;
     let mut buffer = vec![0; PIECE];
@@ -96,11 +96,14 @@ pub fn write_debug_copy(file: &dyn ReadAt, out: &mut dyn Write, limit: u64) -> R
 struct Counted<'a> {
     out: &'a mut dyn Write,
     at: u64,
+    limit: u64,
 }
 
 impl Counted<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), ObjectError> {
         let offset = self.at;
+        // Whatever the plan said.
+        grown(offset, bytes.len() as u64, self.limit)?;
         self.out.write_all(bytes).map_err(|source| ObjectError::Io { what: "the copy", offset, source })?;
         self.at += bytes.len() as u64;
         Ok(())
@@ -131,7 +134,7 @@ fn has_names(elf: &Elf<'_>) -> bool {
         || [SHT_SYMTAB, SHT_DYNSYM].iter().any(|kind| elf.section_of_kind(*kind).is_some())
 }
 
-fn plan(elf: &Elf<'_>) -> Result<Plan, ObjectError> {
+fn plan(elf: &Elf<'_>, limit: u64) -> Result<Plan, ObjectError> {
     if elf.sections.is_empty() || !has_names(elf) {
         return Err(ObjectError::Missing("anything that names are found by"));
     }
@@ -150,7 +153,7 @@ fn plan(elf: &Elf<'_>) -> Result<Plan, ObjectError> {
             program_headers.extend(program_header(elf, header, at, header.file_size));
             let size = within(elf, header.offset, header.file_size)?;
             pieces.push(Piece { from: header.offset, size, to: at });
-            at += size;
+            at = grown(at, size, limit)?;
         } else {
             // What is only of use to who loads the file is not there at all.
             let kind = if matches!(header.kind, PT_PHDR | PT_INTERP) { PT_NULL } else { header.kind };
@@ -184,7 +187,7 @@ fn plan(elf: &Elf<'_>) -> Result<Plan, ObjectError> {
                     to: at,
                 });
                 let to = at;
-                at = at.checked_add(section.size).ok_or_else(|| beyond(section.offset, section.size))?;
+                at = grown(at, section.size, limit)?;
                 to
             }
             None => at,
@@ -221,6 +224,15 @@ fn program_header(elf: &Elf<'_>, header: &ProgramHeader, offset: u64, file_size:
         put_word(elf, &mut entry, at_32, at_64, value);
     }
     entry
+}
+
+/// One more piece; refused as soon as it is too much, so that no sum of forged sizes comes round to a small one.
+fn grown(at: u64, size: u64, limit: u64) -> Result<u64, ObjectError> {
+    let sum = at.saturating_add(size);
+    if sum > limit {
+        return Err(ObjectError::TooLarge { what: "copy for symbolization", size: sum, limit });
+    }
+    Ok(sum)
 }
 
 fn aligned(at: u64, align: u64) -> Result<u64, ObjectError> {

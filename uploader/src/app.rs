@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::{
     collector_client,
     confine::{Confinement, Needs},
-    debuginfo::{self, DebugFiles, Known, Offers, Rules},
+    debuginfo::{self, Allowed, DebugFiles, Known, Offers, Rules},
     delivery::{self, Delivery},
     flags::{Flags, HttpAddress, LogLevel, PathRule},
     http::{self, Access, Hosts, Token, server},
@@ -115,7 +115,7 @@ fn needs(flags: &Flags, sending: Option<&Sending>) -> Needs {
         ];
         needs.files.extend(files.into_iter().flatten().cloned());
         needs.folders.push(store.spool());
-        needs.connects_to.extend([sending.store.port(), NAME_SERVERS]);
+        needs.connects_to.extend(sending.store.ports().iter().chain([&NAME_SERVERS]));
         if sending.debug_info.is_some() {
             needs.connects_to.extend(&flags.debug_info.debug_info_upload_port);
             needs.folders.extend(flags.debug_info.temp_dir.clone());
@@ -182,7 +182,9 @@ async fn serve(
         if let Some(offers) = debug_info {
             let folder = flags.debug_info.temp_dir.clone().unwrap_or_else(|| flags.store.spool());
             let files = DebugFiles::new(folder);
-            tokio::spawn(debuginfo::run(offers, Arc::clone(&store), files, flags.store.insecure));
+            let ports = flags.debug_info.debug_info_upload_port.clone();
+            let allowed = Allowed { plain: flags.store.insecure, ports };
+            tokio::spawn(debuginfo::run(offers, Arc::clone(&store), files, allowed));
         }
         let delivery = Arc::new(Delivery::new(flags.store.store_address.to_string(), spool));
         tokio::spawn(delivery::run(Arc::clone(&delivery), store, flags.store.batch_write_interval.0));

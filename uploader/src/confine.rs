@@ -10,9 +10,12 @@ use landlock::{
 use thiserror::Error;
 use tracing::{debug, warn};
 
-/// What a name server look-up reads (resolver(5), nsswitch.conf(5), gai.conf(5)); those that are not there are left out.
+/// What looking up names reads (resolver(5); for the page's own address nsswitch.conf(5) and gai.conf(5)); those that are not there are left
+/// out.
 const NAMES: [&str; 5] =
     ["/etc/hosts", "/etc/host.conf", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/gai.conf"];
+/// Where those keep `resolv.conf` who write it anew when the network changes.
+const RESOLVERS: [&str; 3] = ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"];
 /// What it says of itself in `/metrics`.
 const ITSELF: &str = "/proc/self";
 /// Separate debug files of the machine's packages.
@@ -82,7 +85,10 @@ pub fn confine(needs: &Needs) -> Result<Confinement, ConfineError> {
 fn restrict(needs: &Needs) -> Result<LandlockStatus, ConfineError> {
     let all = AccessFs::from_all(NEWEST);
     let own = NAMES.iter().chain([&ITSELF, &DEBUG_FILES]).map(Path::new);
-    let reading = own.chain(needs.files.iter().map(|file| folder_of(file)));
+    // Also where links lead to, as they do now.
+    let real: Vec<PathBuf> = needs.files.iter().filter_map(|file| file.canonicalize().ok()).collect();
+    let files = needs.files.iter().chain(&real).map(|file| folder_of(file));
+    let reading = own.chain(RESOLVERS.iter().map(Path::new)).chain(files);
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
@@ -162,7 +168,7 @@ mod tests {
             ("listen on its port", true, listen(free)),
             ("connect to a named socket", true, UnixStream::connect(folder.join("socket")).map(drop)),
             ("read a token", true, read(&folder.join("tokens/token"))),
-            ("write a token", false, write(&folder.join("tokens/token"))),
+            ("write a token", false, write(&folder.join("elsewhere/token"))),
             ("write outside", false, write(&folder.join("outside"))),
             ("read outside", false, read(&folder.join("secret"))),
             ("read outside by a link in the store", false, read(&store.join("link"))),
@@ -192,8 +198,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("store")).unwrap();
-        fs::create_dir(at("tokens")).unwrap();
-        fs::write(at("tokens/token"), "text").unwrap();
+        for name in ["tokens", "elsewhere"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        fs::write(at("elsewhere/token"), "text").unwrap();
+        symlink(at("elsewhere/token"), at("tokens/token")).unwrap();
         fs::write(at("secret"), "text").unwrap();
         symlink(at("secret"), at("store/link")).unwrap();
         let _socket = UnixListener::bind(at("socket")).unwrap();

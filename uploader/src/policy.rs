@@ -82,6 +82,7 @@ pub const CALLS: &[Call] = &[
     Call::new("rename", &[], "the local store, the spool"),
     Call::new("unlink", &[], "the local store, the spool"),
     Call::new("fsync", &[], "the spool"),
+    Call::new("fstatfs", &[], "whether there is room for a copy"),
     Call::new("rmdir", &[], "the local store"),
     // Connections.
     Call::new("socket", &[Only::OneOf(0, &FAMILIES)], "the collector, the page"),

@@ -88,6 +88,8 @@ struct Current {
     secret: Arc<Secret>,
     /// What the file was like when it was read last; `None`: it could not be looked at.
     stamp: Option<Stamp>,
+    /// A warning was given that it cannot be read.
+    warned: bool,
 }
 
 /// The file, and what was in it last.
@@ -103,7 +105,7 @@ impl SecretFile {
     /// Reads the file that a flag names.
     pub fn open(path: &Path, flag: &'static str, shortest: usize) -> Result<Self, SecretError> {
         let (secret, stamp) = read(path, flag, shortest)?;
-        let current = Mutex::new(Current { secret: Arc::new(secret), stamp: Some(stamp) });
+        let current = Mutex::new(Current { secret: Arc::new(secret), stamp: Some(stamp), warned: false });
         Ok(SecretFile { path: path.to_owned(), flag, shortest, current })
     }
 
@@ -112,16 +114,23 @@ impl SecretFile {
         let stamp = fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata));
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if stamp != current.stamp {
-            current.stamp = stamp;
             match read(&self.path, self.flag, self.shortest) {
                 Ok((secret, stamp)) => {
                     if secret != *current.secret {
                         info!("{} ({}) has another token in it now", self.path.display(), self.flag);
                         current.secret = Arc::new(secret);
                     }
-                    current.stamp = Some(stamp);
+                    (current.stamp, current.warned) = (Some(stamp), false);
                 }
-                Err(error) => warn!("{error}; the one that it had before is used"),
+                Err(error) => {
+                    if !std::mem::replace(&mut current.warned, true) {
+                        warn!("{error}; the one that it had before is used");
+                    }
+                    // What could not be read may be readable the next time, and looks the same then.
+                    if matches!(error, SecretError::Malformed { .. }) {
+                        current.stamp = stamp;
+                    }
+                }
             }
         }
         Arc::clone(&current.secret)

@@ -212,3 +212,30 @@ fn a_file_that_is_cut_or_changed_makes_no_harm() {
         }
     }
 }
+
+/// A file of five exabytes, nearly all of it a hole, whose notes' sizes add up to 2^64.
+#[test]
+fn sizes_that_come_round_to_nothing_are_too_large() {
+    struct Sparse(Vec<u8>);
+    impl ReadAt for Sparse {
+        fn size(&self) -> u64 {
+            5 << 60
+        }
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+            let head = self.0.read_at(buffer, offset)?;
+            buffer[head..].fill(0);
+            Ok(buffer.len())
+        }
+    }
+    let original = plain("copy-cut", include_str!("../../../workloads/programs/inlined.c"), &["-g"]).unwrap();
+    let mut bytes = fs::read(original).unwrap();
+    let count = usize::from(u16::from_le_bytes([bytes[56], bytes[57]]));
+    for entry in bytes[64..64 + 56 * count.min(4)].chunks_exact_mut(56) {
+        entry[..4].copy_from_slice(&PT_NOTE.to_le_bytes());
+        entry[32..40].copy_from_slice(&(1u64 << 62).to_le_bytes());
+    }
+    let mut out = Vec::new();
+    let result = write_debug_copy(&Sparse(bytes), &mut out, 1 << 20);
+    assert!(matches!(result, Err(ObjectError::TooLarge { .. })), "{result:?}");
+    assert!(out.is_empty());
+}

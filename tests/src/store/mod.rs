@@ -85,7 +85,7 @@ struct Inner {
     problems: Vec<String>,
     script: VecDeque<Answer>,
     otherwise: Option<Answer>,
-    refused_comm: Option<String>,
+    refused_comm: Option<(String, Code)>,
     token: Option<String>,
     calls: u64,
     headers: Vec<BTreeMap<String, String>>,
@@ -136,9 +136,9 @@ impl Journal {
         self.lock().otherwise = Some(answer);
     }
 
-    /// Refuses for good all calls with a profile of this command name in it.
-    pub fn refuse(&self, comm: &str) {
-        self.lock().refused_comm = Some(comm.to_owned());
+    /// Answers by this code all calls with a profile of this command name in it.
+    pub fn refuse(&self, comm: &str, code: Code) {
+        self.lock().refused_comm = Some((comm.to_owned(), code));
     }
 
     /// Asks for another token from now on.
@@ -249,10 +249,10 @@ impl ProfileStoreService for Service {
             Status::invalid_argument(problem)
         })?;
         let mut inner = self.0.lock();
-        if let Some(refused) = &inner.refused_comm
+        if let Some((refused, code)) = &inner.refused_comm
             && arrived.iter().any(|arrived| arrived.labels.get("comm") == Some(refused))
         {
-            return Err(Status::invalid_argument(format!("{refused} is not wanted")));
+            return Err(Status::new(*code, format!("{refused} is not wanted")));
         }
         inner.arrived.extend(arrived);
         match answer {

@@ -34,7 +34,12 @@ fn over_tls_with_a_token_that_is_replaced() {
     let _alone = alone();
     let (journal, port, folder) = (Journal::default(), free_port(), tempfile::tempdir().unwrap());
     let authority = Authority::new();
-    let ca = readable(folder.path(), "ca.pem", &authority.pem());
+    // The certificate is a link to elsewhere, as those of /etc/ssl/certs are.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let real = readable(elsewhere.path(), "real.pem", &authority.pem());
+    let ca = readable(folder.path(), "ca.pem", "");
+    fs::remove_file(&ca).unwrap();
+    std::os::unix::fs::symlink(real, &ca).unwrap();
     let token = readable(folder.path(), "token", &format!("{TOKEN}\n"));
     let store = Store::start(port, &tls(&authority, false), &journal);
     let system = system(port, &[&format!("--store-ca-file={ca}"), &format!("--bearer-token-file={token}")]);
@@ -52,7 +57,7 @@ fn over_tls_with_a_token_that_is_replaced() {
     let options = StoreOptions { token: Some("the-next-token-of-this-test".into()), ..tls(&other, false) };
     let store = Store::start(port, &options, &journal);
     wait_said(&system, "certificate");
-    readable(folder.path(), "ca.pem", &other.pem());
+    readable(elsewhere.path(), "real.pem", &other.pem());
     let before = journal.arrived().len();
     wait_arrived(&journal, before + 5);
     drop(store);

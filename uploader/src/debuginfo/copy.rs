@@ -107,8 +107,13 @@ fn copy(file: &File, folder: &Path) -> Result<Copy, CopyError> {
     let write_error = |source| CopyError::Write { folder: folder.to_owned(), source };
     let before = state(file);
     let out = unnamed(folder).map_err(write_error)?;
+    // No more than half of what is free: others need room too, the spool first of all.
+    let room = rustix::fs::fstatvfs(&out).map_err(|error| write_error(error.into()))?;
+    let room = room.f_bavail.saturating_mul(room.f_frsize) / 2;
+    let limit = MAX_COPY.min(honest_size(file));
     let mut hashing = Hashing { out: BufWriter::with_capacity(1 << 20, out), hash: Sha256::new() };
-    let size = write_debug_copy(file, &mut hashing, MAX_COPY).map_err(|error| match error {
+    let size = write_debug_copy(file, &mut hashing, limit.min(room)).map_err(|error| match error {
+        ObjectError::TooLarge { size, .. } if size <= limit => write_error(io::ErrorKind::StorageFull.into()),
         ObjectError::Missing(_) | ObjectError::NotElf => CopyError::Nothing,
         ObjectError::TooLarge { .. } => CopyError::TooLarge(error),
         ObjectError::Io { what: "the copy", source, .. } => write_error(source),
@@ -126,6 +131,15 @@ fn copy(file: &File, folder: &Path) -> Result<Copy, CopyError> {
 
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// How large a copy of an honest file can be: no larger than the file, but for what aligning it takes, and not many times what it has
+/// on the disk. A forged one is a hole, or has the same bytes in a thousand sections.
+fn honest_size(file: &File) -> u64 {
+    let Ok(metadata) = file.metadata() else { return 0 };
+    // A file system that compresses keeps fewer.
+    let on_disk = metadata.blocks().saturating_mul(512).saturating_mul(16);
+    metadata.len().min(on_disk).saturating_add(1 << 20)
 }
 
 /// What changes when somebody writes to a file.

@@ -16,7 +16,7 @@ const MAX_BUILDS: usize = 16_384;
 /// Largest file that is read.
 const MAX_FILE: u64 = 4 << 20;
 /// After so long a server is asked again: it may have lost what it had.
-const GOOD_FOR: Duration = Duration::from_hours(7 * 24);
+pub(super) const GOOD_FOR: Duration = Duration::from_hours(7 * 24);
 /// The file's name.
 const NAME: &str = "known-debuginfo";
 

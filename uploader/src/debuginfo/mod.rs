@@ -18,12 +18,14 @@ use tracing::{debug, info, warn};
 
 use self::{
     copy::CopyError,
+    known::GOOD_FOR as KNOWN_FOR,
     upload::{Decision, Uploader},
 };
 pub use self::{
     copy::DebugFiles,
     known::Known,
     offers::{Candidate, DebugInfoCounts, Offers, Rules},
+    signed_url::Allowed,
 };
 use crate::store::parca::{Failure, Parca};
 
@@ -37,8 +39,9 @@ const AGAIN_HERE: Duration = Duration::from_hours(1);
 const SHARE: u32 = 5;
 
 /// Sends debug information, one executable after the other, for ever.
-pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, plain: bool) {
-    let uploader = Uploader::new(store, plain);
+pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, allowed: Allowed) {
+    let uploader = Uploader::new(store, allowed);
+    let mut failing = false;
     loop {
         let candidate = offers.next().await;
         let path = Arc::clone(&candidate.path);
@@ -47,11 +50,12 @@ pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, plai
             Ok(Decision::Sent(bytes)) => {
                 info!("sent debug information of {path} ({} KiB)", bytes >> 10);
                 offers.count_bytes(bytes);
-                ("uploaded", None)
+                failing = false;
+                ("uploaded", Some(KNOWN_FOR))
             }
             Ok(Decision::NotWanted(reason)) => {
                 debug!("the store wants no debug information of {path}: {reason}");
-                ("not_wanted", None)
+                ("not_wanted", Some(KNOWN_FOR))
             }
             Ok(Decision::Later(reason)) => {
                 debug!("the store wants no debug information of {path} now: {reason}");
@@ -73,16 +77,18 @@ pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, plai
                 warn!("the store fails at debug information of {path}: {reason} ({code})");
                 ("failed", Some(AGAIN_HERE))
             }
-            Err(Problem::Store(Failure::Later(code, reason))) => {
-                // Delivery of profiles says it too, in general.
-                debug!("cannot send debug information of {path}: {reason} ({code})");
+            Err(Problem::Store(Failure::Later(code, reason) | Failure::TooMuch(code, reason))) => {
+                // One line until it works again.
+                if !std::mem::replace(&mut failing, true) {
+                    warn!("cannot send debug information of {path}, which is tried again: {reason} ({code})");
+                }
                 offers.pause(AFTER_FAILURE);
                 ("failed", Some(AFTER_FAILURE))
             }
         };
         if let Some((path, text)) = offers.decided(&candidate, outcome, again) {
-            // Nobody waits for it, and nothing is lost but time if it fails.
-            spawn_blocking(move || known::write(&path, &text));
+            // Nothing is lost but time if it fails.
+            let _ = spawn_blocking(move || known::write(&path, &text)).await;
         }
         // Not held open while nothing is done with it.
         drop(candidate);

@@ -12,11 +12,16 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::{copy::Copy, signed_url};
+use super::{
+    copy::Copy,
+    signed_url::{self, Allowed},
+};
 use crate::store::parca::{Failure, Parca, failure};
 
 /// Bytes of the content in one message; a server takes 8 MiB.
 const CHUNK: usize = 1 << 20;
+/// Most characters of a server's words that are shown.
+const MAX_TEXT: usize = 300;
 /// How long a call without content may take.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// How long the content may take: a GB at 1 MB a second.
@@ -37,13 +42,13 @@ pub(super) enum Decision {
 #[derive(Debug)]
 pub(super) struct Uploader {
     store: Arc<Parca>,
-    /// Content may be sent by HTTP without TLS.
-    plain: bool,
+    /// Where content may be sent by HTTP.
+    allowed: Allowed,
 }
 
 impl Uploader {
-    pub(super) fn new(store: Arc<Parca>, plain: bool) -> Self {
-        Uploader { store, plain }
+    pub(super) fn new(store: Arc<Parca>, allowed: Allowed) -> Self {
+        Uploader { store, allowed }
     }
 
     /// Asks whether the server wants it. `None`: it does.
@@ -61,7 +66,7 @@ impl Uploader {
         if answer.should_initiate_upload {
             return Ok(None);
         }
-        let reason = crate::printable::printable(answer.reason.as_bytes());
+        let reason = text(&answer.reason);
         // The only reason for which time makes a difference.
         let is_in_progress = reason.contains("in progress") || reason.contains("in-progress");
         Ok(Some(if is_in_progress { Decision::Later(reason) } else { Decision::NotWanted(reason) }))
@@ -80,9 +85,9 @@ impl Uploader {
         let request = self.store.request(request, CALL_LIMIT);
         let mut client = self.store.debuginfo().await?;
         let answer = match self.store.answer(CALL_LIMIT, client.initiate_upload(request)).await {
-            Err(status) if has_it(&status) => return Ok(Decision::NotWanted(status.message().to_owned())),
+            Err(status) if has_it(&status) => return Ok(Decision::NotWanted(text_of(&status))),
             Err(status) if status.code() == Code::FailedPrecondition => {
-                return Ok(Decision::Later(status.message().to_owned()));
+                return Ok(Decision::Later(text_of(&status)));
             }
             answer => answer.map_err(|status| failure(&status))?.into_inner(),
         };
@@ -96,7 +101,7 @@ impl Uploader {
                 }
             }
             UploadStrategy::SignedUrl => {
-                let put = signed_url::put(&self.store, &instructions.signed_url, copy, self.plain);
+                let put = signed_url::put(&self.store, &instructions.signed_url, copy, &self.allowed);
                 let limited = tokio::time::timeout(CONTENT_LIMIT, put).await;
                 limited.map_err(|_| Failure::Later("none", "the upload took too long".into()))??;
             }
@@ -112,8 +117,12 @@ impl Uploader {
         };
         let request = self.store.request(request, CALL_LIMIT);
         let mut client = self.store.debuginfo().await?;
-        self.store.noted(CALL_LIMIT, client.mark_upload_finished(request)).await?;
-        Ok(Decision::Sent(copy.size))
+        match self.store.noted(CALL_LIMIT, client.mark_upload_finished(request)).await {
+            Ok(_) => Ok(Decision::Sent(copy.size)),
+            // Somebody else has begun the same meanwhile.
+            Err(Failure::Refused(reason)) => Ok(Decision::Later(reason)),
+            Err(failure) => Err(failure),
+        }
     }
 
     async fn by_grpc(
@@ -145,8 +154,10 @@ impl Uploader {
         let answer = self.store.answer(CONTENT_LIMIT, client.upload(request)).await;
         feeding.abort();
         match answer {
-            Err(status) if has_it(&status) || status.code() == Code::FailedPrecondition => {
-                Ok(Some(Decision::NotWanted(status.message().to_owned())))
+            Err(status) if has_it(&status) => Ok(Some(Decision::NotWanted(text_of(&status)))),
+            // It does not know of this upload, or has it already: the next question tells.
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                Ok(Some(Decision::Later(text_of(&status))))
             }
             answer => {
                 let size = answer.map_err(|status| failure(&status))?.into_inner().size;
@@ -186,6 +197,15 @@ fn kind(id: &FileId) -> BuildIdType {
         IdKind::Go => BuildIdType::Go,
         IdKind::Hash => BuildIdType::Hash,
     }
+}
+
+/// A server's words, on one line and not without end.
+fn text(words: &str) -> String {
+    crate::printable::printable(words.chars().take(MAX_TEXT).collect::<String>().as_bytes())
+}
+
+fn text_of(status: &Status) -> String {
+    text(status.message())
 }
 
 fn has_it(status: &Status) -> bool {

@@ -12,7 +12,7 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::backoff::Backoff;
 pub use self::state::{Delivery, DeliveryCounts, Outcome};
@@ -23,8 +23,15 @@ use crate::{
 
 /// Bytes that are sent in one call, if one profile has no more: what gRPC servers take if nobody tells them otherwise is 4 MiB.
 pub const CALL_BYTES: usize = 4 << 20;
-/// So often a server may fail at the same profiles before they are sent in two parts, to find the one that it fails at.
-const STUMBLES: u32 = 6;
+/// So often a store may fail at the same profiles before they are sent in two parts, to find how much it takes, or the one that it fails
+/// at.
+const FAILURES: u32 = 3;
+/// The pause while such a one is looked for, and the server takes others.
+const AFTER_HALVING: Duration = Duration::from_millis(250);
+/// So often more is taken from the spool, to see whether the store takes anything.
+const MOST_OTHERS: u32 = 4;
+/// Who is refused does not come back at once.
+const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 /// Room for what is around the profiles of a call.
 const AROUND: usize = 64 << 10;
 
@@ -66,8 +73,8 @@ pub async fn run(delivery: Arc<Delivery>, store: Arc<Parca>, interval: Duration)
     let spool = Arc::clone(&delivery.spool);
     loop {
         let next = Instant::now() + interval;
-        while let Some((taken, series)) = take(&spool).await {
-            deliver(&delivery, &store, series).await;
+        while let Some(batch) = take(&spool, None).await {
+            let taken = deliver(&delivery, &store, batch).await;
             remove(&spool, taken).await;
         }
         sleep_until(next).await;
@@ -78,17 +85,28 @@ pub async fn run(delivery: Arc<Delivery>, store: Arc<Parca>, interval: Duration)
     }
 }
 
-/// The oldest entries, as much as is sent at once.
-async fn take(spool: &Arc<Spool>) -> Option<(Taken, Vec<RawProfileSeries>)> {
+/// Entries that were taken, and the profiles in those that were taken last.
+type Batch = (Taken, Vec<RawProfileSeries>);
+
+/// The oldest entries, or those that follow on what was taken, as much as is sent at once.
+async fn take(spool: &Arc<Spool>, before: Option<Taken>) -> Option<Batch> {
     let spool = Arc::clone(spool);
-    let taken = spawn_blocking(move || {
-        let mut taken = spool.take((CALL_BYTES - AROUND) as u64)?;
+    let taking = spawn_blocking(move || {
+        let most = (CALL_BYTES - AROUND) as u64;
+        let mut taken = match before {
+            None => spool.take(most)?,
+            Some(mut taken) => {
+                spool.take_more(&mut taken, most);
+                taken
+            }
+        };
         let mut series = Vec::new();
         for payload in taken.payloads.drain(..) {
             match WriteRawRequest::decode(payload.as_slice()) {
                 Ok(request) => series.extend(request.series),
                 // It is what was written, so by another release.
                 Err(error) => {
+                    spool.count_damaged(1);
                     warn!("what waits in the spool is of another release, and is set aside: {error}");
                     spool.keep_refused(&payload);
                 }
@@ -97,7 +115,7 @@ async fn take(spool: &Arc<Spool>) -> Option<(Taken, Vec<RawProfileSeries>)> {
         Some((taken, series))
     });
     // A fault in there is none of the entries'.
-    taken.await.unwrap_or_default()
+    taking.await.unwrap_or_default()
 }
 
 async fn remove(spool: &Arc<Spool>, taken: Taken) {
@@ -106,42 +124,54 @@ async fn remove(spool: &Arc<Spool>, taken: Taken) {
     let _ = spawn_blocking(move || spool.remove(&taken)).await;
 }
 
-/// Profiles that are sent in one call, and how often the server itself failed at them.
+/// Profiles that are sent in one call.
 struct Piece {
     series: Vec<RawProfileSeries>,
-    stumbles: u32,
-    /// How many pieces had arrived when it failed first.
-    arrived_before: u64,
+    /// How often the store failed in a way that may be their own fault.
+    failures: u32,
+    /// When the server itself failed at them first.
+    stumbled: Option<Instant>,
+    /// How often it failed at them since it has taken others.
+    blamed: u32,
 }
 
 impl Piece {
     fn new(series: Vec<RawProfileSeries>) -> Self {
-        Piece { series, stumbles: 0, arrived_before: 0 }
+        Piece { series, failures: 0, stumbled: None, blamed: 0 }
     }
 
     fn bytes(&self) -> u64 {
         self.series.iter().map(Message::encoded_len).sum::<usize>() as u64
     }
 
-    /// Two of it.
-    fn halves(mut self) -> [Piece; 2] {
-        let second = self.series.split_off(self.series.len() / 2);
-        [Piece::new(self.series), Piece::new(second)]
+    /// Whether it cannot be made smaller, and has failed too often.
+    fn is_stuck(&self) -> bool {
+        self.series.len() == 1 && self.failures > FAILURES
+    }
+
+    /// Two of it, that have failed as often.
+    fn halves(self) -> [Piece; 2] {
+        let mut first = self.series;
+        let second = first.split_off(first.len() / 2);
+        let (failures, stumbled) = (self.failures, self.stumbled);
+        [first, second].map(|series| Piece { series, failures, stumbled, blamed: 0 })
     }
 }
 
-/// Sends profiles until each has arrived or was refused.
-async fn deliver(delivery: &Delivery, store: &Parca, series: Vec<RawProfileSeries>) {
+/// Sends profiles until each has arrived or was refused. Gives what was taken: more than before, where only others could show whether the
+/// store fails at everything or at one profile.
+async fn deliver(delivery: &Delivery, store: &Parca, (mut taken, series): Batch) -> Taken {
     let mut pieces = VecDeque::from([Piece::new(series)]);
     pieces.retain(|piece| !piece.series.is_empty());
     let mut backoff = Backoff::new();
-    let mut arrived = 0;
+    let mut last_sent: Option<Instant> = None;
+    let (mut said, mut others) = (false, 0);
     while let Some(mut piece) = pieces.pop_front() {
         let profiles = piece.series.len() as u64;
         let failure = match store.write(piece.series.clone()).await {
             Ok(()) => {
                 backoff = Backoff::new();
-                arrived += 1;
+                last_sent = Some(Instant::now());
                 if let Some(outage) = delivery.sent(profiles, piece.bytes()) {
                     info!("the store takes profiles again, after {} seconds", outage.as_secs());
                 }
@@ -150,30 +180,34 @@ async fn deliver(delivery: &Delivery, store: &Parca, series: Vec<RawProfileSerie
             Err(failure) => failure,
         };
         let (code, reason) = match failure {
-            Failure::Refused(reason) if profiles > 1 => {
-                delivery.count_call("refused");
-                warn!(
-                    "the store refuses {profiles} profiles together, which are sent in two parts: {reason}"
-                );
-                piece.halves().into_iter().rev().for_each(|half| pieces.push_front(half));
-                continue;
-            }
             Failure::Refused(reason) => {
                 delivery.count_call("refused");
-                set_aside(delivery, piece, &reason).await;
+                if profiles > 1 {
+                    debug!(
+                        "the store refuses {profiles} profiles together, which are sent in two parts: {reason}"
+                    );
+                    piece.halves().into_iter().rev().for_each(|half| pieces.push_front(half));
+                } else {
+                    set_aside(delivery, piece, &reason, &mut said).await;
+                }
+                sleep(AFTER_REFUSAL).await;
                 continue;
             }
             Failure::Stumbles(code, reason) => {
-                if piece.stumbles == 0 {
-                    piece.arrived_before = arrived;
-                }
-                piece.stumbles += 1;
+                piece.failures += 1;
+                let since = *piece.stumbled.get_or_insert_with(Instant::now);
                 // It takes others, but not this.
-                if piece.stumbles > STUMBLES && profiles == 1 && arrived > piece.arrived_before {
+                piece.blamed += u32::from(last_sent.is_some_and(|sent| sent > since));
+                if piece.is_stuck() && piece.blamed >= FAILURES {
                     delivery.count_call(code);
-                    set_aside(delivery, piece, &format!("it fails at it again and again: {reason}")).await;
+                    let reason = format!("it fails at it again and again: {reason}");
+                    set_aside(delivery, piece, &reason, &mut said).await;
                     continue;
                 }
+                (code, reason)
+            }
+            Failure::TooMuch(code, reason) => {
+                piece.failures += 1;
                 (code, reason)
             }
             Failure::Later(code, reason) => (code, reason),
@@ -181,21 +215,42 @@ async fn deliver(delivery: &Delivery, store: &Parca, series: Vec<RawProfileSerie
         if delivery.failed(code, &reason) {
             warn!("the store does not take profiles, which wait in the spool: {reason} ({code})");
         }
-        if piece.stumbles <= STUMBLES {
+        if piece.failures <= FAILURES {
             pieces.push_front(piece);
+            sleep(backoff.next()).await;
         } else if profiles > 1 {
-            pieces.extend(piece.halves());
+            // Smaller ones go through, or show which it is: that is found out without long pauses.
+            piece.halves().into_iter().rev().for_each(|half| pieces.push_front(half));
+            sleep(AFTER_HALVING).await;
         } else {
-            // Whether the server takes others shows when they are tried before.
+            // Whether the server takes others shows when they are tried.
+            let no_others = piece.blamed == 0;
+            let pause = if no_others { backoff.next() } else { AFTER_HALVING };
             pieces.push_back(piece);
+            if no_others && others < MOST_OTHERS && pieces.iter().all(Piece::is_stuck) {
+                others += 1;
+                let more;
+                let Some(batch) = take(&delivery.spool, Some(taken)).await else { return Taken::default() };
+                (taken, more) = batch;
+                if !more.is_empty() {
+                    pieces.push_front(Piece::new(more));
+                }
+            }
+            sleep(pause).await;
         }
-        sleep(backoff.next()).await;
     }
+    taken
 }
 
 /// Gives a profile up that the store will never take, but for somebody to look at.
-async fn set_aside(delivery: &Delivery, piece: Piece, reason: &str) {
-    warn!("the store refuses a profile for good, of {}: {reason}", labels(&piece.series));
+async fn set_aside(delivery: &Delivery, piece: Piece, reason: &str, said: &mut bool) {
+    let labels = labels(&piece.series);
+    // One line for what was sent together: the others are in the folder.
+    if std::mem::replace(said, true) {
+        debug!("the store refuses a profile for good, of {labels}: {reason}");
+    } else {
+        warn!("the store refuses a profile for good, of {labels}: {reason}");
+    }
     delivery.refused(piece.series.len() as u64, piece.bytes());
     let payload = WriteRawRequest { series: piece.series, normalized: true }.encode_to_vec();
     let spool = Arc::clone(&delivery.spool);

@@ -17,7 +17,10 @@ use std::{
 };
 
 use entry::Entry;
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tracing::warn;
@@ -26,6 +29,11 @@ use tracing::warn;
 const UNFINISHED: &str = ".tmp";
 /// What an entry's name ends with that turned out to be damaged, and one that the store refused for good.
 const ASIDE: [&str; 2] = [".damaged", ".refused"];
+/// Errors that say nothing of a file: this process may not read it now, or has no room for it.
+const PASSING: [Errno; 6] =
+    [Errno::ACCESS, Errno::PERM, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::STALE];
+/// On a full disk, so many times what a new entry costs is given up for it at most.
+const MOST_FREED: u64 = 8;
 /// One part in so many of the bound is for what was set aside.
 const ASIDE_SHARE: u64 = 8;
 
@@ -112,7 +120,7 @@ pub struct Spool {
 }
 
 /// Entries that are about to be sent.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Taken {
     /// The payload of each, the oldest first.
     pub payloads: Vec<Vec<u8>>,
@@ -130,8 +138,10 @@ impl Spool {
             .create(directory)
             .map_err(|source| failed("make", source))?;
         let folder = File::open(directory).map_err(|source| failed("open", source))?;
-        flock(&folder, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| SpoolError::InUse(directory.to_owned()))?;
+        flock(&folder, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            Errno::WOULDBLOCK => SpoolError::InUse(directory.to_owned()),
+            error => failed("lock", error.into()),
+        })?;
         let mut inner = Inner {
             entries: VecDeque::new(),
             taken: 0,
@@ -177,11 +187,14 @@ impl Spool {
         }
         self.make_room(entry.cost());
         let head = entry::head(payload);
+        let before = self.lock().bytes;
+        let still = |inner: &Inner| before.saturating_sub(inner.bytes) < entry.cost() * MOST_FREED;
         loop {
             match self.write_whole(&entry.name(), &[&head, payload]) {
                 Ok(()) => break,
-                // The disk is full, by others perhaps: of what is here, the newest is worth the most.
-                Err(SpoolError::File { source, .. }) if is_full(&source) && self.remove_oldest() => {}
+                // The disk is full: of what is here, the newest is worth the most. But not all the others, if somebody else takes
+                // whatever becomes free.
+                Err(SpoolError::File { source, .. }) if is_full(&source) && self.remove_oldest_if(still) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -192,32 +205,49 @@ impl Spool {
         Ok(())
     }
 
-    /// The oldest entries, of so many bytes together or one; `None`: there is none. They stay until [`Spool::remove`] is called;
-    /// nobody else may call this before. One that is damaged is set aside. Blocks.
+    /// The oldest entries, of so many bytes together or one; `None`: there is none that can be read. They stay until [`Spool::remove`]
+    /// is called; nobody else may call this before. One that is damaged is set aside. Blocks.
     pub fn take(&self, most_bytes: u64) -> Option<Taken> {
-        let mut payloads = Vec::new();
+        let mut taken = Taken { payloads: Vec::new(), entries: 0 };
+        self.take_more(&mut taken, most_bytes).then_some(taken)
+    }
+
+    /// Those that follow on what was taken. `false`: there is none. Blocks.
+    pub fn take_more(&self, taken: &mut Taken, most_bytes: u64) -> bool {
+        let before = taken.entries;
         let mut bytes = 0;
         loop {
-            let mut inner = self.lock();
-            let Some(entry) = inner.entries.get(payloads.len()).copied() else { break };
-            if !payloads.is_empty() && bytes + entry.size > most_bytes {
-                break;
-            }
-            inner.taken = payloads.len() + 1;
-            drop(inner);
-            let read = fs::read(self.directory.join(entry.name()));
-            if let Some(payload) = read.as_ref().ok().and_then(|file| entry::payload(file)) {
-                bytes += entry.size;
-                payloads.push(payload.to_vec());
-            } else {
-                let reason =
-                    read.err().map_or("it is not what was written".into(), |error| error.to_string());
-                self.set_damaged_aside(payloads.len(), &reason);
+            let entry = {
+                let mut inner = self.lock();
+                let Some(entry) = inner.entries.get(taken.entries).copied() else { break };
+                if taken.entries > before && bytes + entry.size > most_bytes {
+                    break;
+                }
+                inner.taken = taken.entries + 1;
+                entry
+            };
+            let path = self.directory.join(entry.name());
+            match fs::read(&path) {
+                Ok(file) => match entry::payload(&file) {
+                    Some(payload) => {
+                        bytes += entry.size;
+                        taken.payloads.push(payload.to_vec());
+                        taken.entries += 1;
+                    }
+                    None => self.set_damaged_aside(taken.entries, "it is not what was written"),
+                },
+                // No fault of the entry's: it is tried again.
+                Err(error)
+                    if PASSING.map(|errno| Some(errno.raw_os_error())).contains(&error.raw_os_error()) =>
+                {
+                    warn!("cannot read {} (--spool-directory): {error}; it is tried again", path.display());
+                    break;
+                }
+                Err(error) => self.set_damaged_aside(taken.entries, &error.to_string()),
             }
         }
-        let entries = payloads.len();
-        self.lock().taken = entries;
-        (entries > 0).then_some(Taken { payloads, entries })
+        self.lock().taken = taken.entries;
+        taken.entries > before
     }
 
     /// Removes entries that have arrived, or that nobody will ever take. Blocks.
@@ -245,6 +275,11 @@ impl Spool {
             self.lock().put_aside(name, payload.len() as u64);
             self.make_room(0);
         }
+    }
+
+    /// Profiles (or entries, where nobody can tell) turned out to be nothing that can be sent.
+    pub fn count_damaged(&self, count: u64) {
+        self.lock().counts.damaged += count;
     }
 
     /// What is in it.
@@ -289,14 +324,18 @@ impl Spool {
 
     /// Removes what there is no room for beside `more` bytes.
     fn make_room(&self, more: u64) {
-        while self.lock().aside_bytes() > self.limit / ASIDE_SHARE && self.remove_oldest() {}
-        while self.lock().bytes.saturating_add(more) > self.limit && self.remove_oldest() {}
+        while self.remove_oldest_if(|inner| inner.aside_bytes() > self.limit / ASIDE_SHARE) {}
+        while self.remove_oldest_if(|inner| inner.bytes.saturating_add(more) > self.limit) {}
     }
 
-    /// Removes what is worth the least: what was set aside, then the oldest that is not being sent. `false`: there is nothing.
-    fn remove_oldest(&self) -> bool {
+    /// Removes what is worth the least, if that is so: what was set aside, then the oldest that is not being sent. `false`: it is not so,
+    /// or there is nothing.
+    fn remove_oldest_if(&self, is_so: impl Fn(&Inner) -> bool) -> bool {
         let name = {
             let mut inner = self.lock();
+            if !is_so(&inner) {
+                return false;
+            }
             if let Some((name, size)) = inner.aside.pop_front() {
                 inner.bytes = inner.bytes.saturating_sub(entry::cost(size));
                 name
@@ -364,13 +403,13 @@ impl Inner {
             let (name, metadata) = (file.file_name(), file.metadata()?);
             // Nothing is touched that this spool does not write.
             let Some(name) = name.to_str().filter(|_| metadata.is_file()) else { continue };
-            if name.ends_with(UNFINISHED) {
+            if name.strip_suffix(UNFINISHED).is_some_and(is_own) {
                 fs::remove_file(file.path())?;
             } else if let Some(entry) = Entry::of(name, metadata.len()) {
                 self.bytes += entry.cost();
                 last = last.max(entry.number);
                 self.entries.push_back(entry);
-            } else if ASIDE.iter().any(|suffix| name.ends_with(suffix)) {
+            } else if ASIDE.iter().any(|suffix| name.ends_with(suffix)) && is_own(name) {
                 self.put_aside(name.to_owned(), metadata.len());
             }
         }
@@ -395,6 +434,12 @@ impl SpoolCounts {
         self.dropped += profiles;
         self.dropped_bytes += bytes;
     }
+}
+
+/// Whether a file's name begins as those of the spool do: with a number, or the trial of the start.
+fn is_own(name: &str) -> bool {
+    let number = name.split('.').next().unwrap_or_default();
+    name == "trial" || (number.len() == 20 && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -130,13 +130,16 @@ fn what_was_refused_is_kept_for_as_long_as_there_is_room() {
 #[test]
 fn what_others_left_in_the_folder_is_not_touched() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["README", "1.1.entry", "00000000000000000001.1.entry.tmp"] {
+    for name in ["README", "1.1.entry", "a.tmp", "b.refused", "00000000000000000001.1.entry.tmp"] {
         fs::write(folder.path().join(name), "x").unwrap();
     }
     fs::create_dir(folder.path().join("00000000000000000001.1.entry")).unwrap();
     let spool = Spool::open(folder.path(), 10).unwrap();
     assert!(spool.take(MIB).is_none());
-    assert_eq!(names(folder.path()), ["00000000000000000001.1.entry", "1.1.entry", "README"]);
+    assert_eq!(
+        names(folder.path()),
+        ["00000000000000000001.1.entry", "1.1.entry", "README", "a.tmp", "b.refused"]
+    );
 }
 
 #[test]
@@ -146,4 +149,46 @@ fn a_folder_that_is_none_is_an_error_of_one_line() {
         let message = Spool::open(&path, 1).unwrap_err().to_string();
         assert!(message.contains(path.to_str().unwrap()) && !message.contains('\n'), "{message}");
     }
+}
+
+/// What cannot be read now, for a reason that is not its own, is not given up.
+#[test]
+fn an_entry_that_cannot_be_read_now_stays() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), MIB).unwrap();
+    for text in ["one", "two"] {
+        spool.put(text.as_bytes(), 1).unwrap();
+    }
+    // No descriptor is left. In a process of its own, since it would be felt by all tests.
+    if std::env::var_os("BULKHEAD_TEST_NO_FILES").is_some() {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), maximum: limit.maximum }).unwrap();
+        let nothing = spool.take(MIB).is_none();
+        setrlimit(Resource::Nofile, limit).unwrap();
+        assert!(nothing);
+        assert_eq!(texts(&spool.take(MIB).unwrap()), ["one", "two"]);
+        assert_eq!((spool.counts().damaged, spool.counts().dropped), (0, 0));
+        return;
+    }
+    let name = "spool::tests::an_entry_that_cannot_be_read_now_stays";
+    let mut own = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = own.args(["--exact", name]).env("BULKHEAD_TEST_NO_FILES", "1").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn more_is_taken_behind_what_was_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), MIB).unwrap();
+    for text in ["one", "two", "three"] {
+        spool.put(text.as_bytes(), 1).unwrap();
+    }
+    let mut taken = spool.take(1).unwrap();
+    assert!(spool.take_more(&mut taken, 1));
+    assert_eq!(texts(&taken), ["one", "two"]);
+    spool.remove(&taken);
+    let mut taken = spool.take(1).unwrap();
+    assert_eq!(texts(&taken), ["three"]);
+    assert!(!spool.take_more(&mut taken, 1));
 }

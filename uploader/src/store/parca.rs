@@ -2,6 +2,7 @@
 
 use std::{error::Error, fmt::Write as _, sync::Arc, time::Duration};
 
+use hyper::Uri;
 use proto::{
     debuginfo::debuginfo_service_client::DebuginfoServiceClient,
     profilestore::{
@@ -27,6 +28,8 @@ use crate::{
 const PROFILE_NAME: &str = "parca_agent_cpu";
 /// How long a call may take: the largest one, on a slow connection.
 const CALL_LIMIT: Duration = Duration::from_mins(2);
+/// Codes after which another connection may do better.
+const BROKEN: [Code; 3] = [Code::Unavailable, Code::DeadlineExceeded, Code::Unauthenticated];
 /// Longest message of a server's that is shown.
 const MAX_MESSAGE: usize = 300;
 
@@ -53,6 +56,8 @@ pub enum Failure {
     Later(&'static str, String),
     /// The server itself has failed: perhaps at this very content, and then it will fail again.
     Stumbles(&'static str, String),
+    /// It may be taken some other time, or in parts.
+    TooMuch(&'static str, String),
 }
 
 #[derive(Debug)]
@@ -89,9 +94,9 @@ impl Parca {
         Ok(Parca { connections, token, headers, transport: Mutex::new(None) })
     }
 
-    /// The port that is connected to.
-    pub fn port(&self) -> u16 {
-        self.connections.port
+    /// The ports that are connected to.
+    pub fn ports(&self) -> &[u16] {
+        &self.connections.ports
     }
 
     /// Sends profiles; returns when the server says that it has them.
@@ -108,13 +113,13 @@ impl Parca {
         Ok(DebuginfoServiceClient::with_origin(self.transport().await?, origin))
     }
 
-    /// What speaks HTTP to whatever a server names, by the same certificates and the same way.
-    pub(crate) fn http_client<B>(&self) -> Result<HttpClient<B>, ConnectionError>
+    /// What speaks HTTP to an address that the server names.
+    pub(crate) fn http_client<B>(&self, uri: &Uri) -> Result<HttpClient<B>, ConnectionError>
     where
         B: hyper::body::Body + Send,
         B::Data: Send,
     {
-        self.connections.http_client()
+        self.connections.http_client(uri)
     }
 
     /// A request with all that goes with each call; the server is told how long its answer is waited for.
@@ -147,7 +152,9 @@ impl Parca {
             Ok(answer) => answer,
             Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} seconds", limit.as_secs()))),
         };
-        if answer.is_err() {
+        // An answer of the server's says that the connection works.
+        let is_broken = |status: &Status| status.source().is_some() || BROKEN.contains(&status.code());
+        if answer.as_ref().is_err_and(is_broken) {
             *self.transport.lock().await = None;
         }
         answer
@@ -195,20 +202,32 @@ pub fn series(labels: &Labels, pprof: Vec<u8>) -> RawProfileSeries {
 /// What a status means for what was sent.
 pub(crate) fn failure(status: &Status) -> Failure {
     let message = message(status);
+    // What a connection failed with has a cause; an answer has none.
+    if status.source().is_some() {
+        return Failure::Later("none", message);
+    }
     match status.code() {
         Code::InvalidArgument => Failure::Refused(message),
-        // What all gRPC libraries say of a message that is too large for them; the same code stands for a limit of the rate.
-        Code::ResourceExhausted | Code::OutOfRange
-            if message.contains("larger than") || message.contains("too large") =>
-        {
+        // What gRPC libraries say of a message that is too large for them; the same code stands for a limit of the rate.
+        Code::ResourceExhausted | Code::OutOfRange if is_too_large(status.message()) => {
             Failure::Refused(message)
         }
-        // What the connection failed with has a cause; an answer has none.
-        code @ (Code::Internal | Code::Unknown | Code::DataLoss) if status.source().is_none() => {
+        // Perhaps at what was sent. (A proxy's "413 Payload Too Large" is INTERNAL.)
+        code @ (Code::Internal | Code::Unknown | Code::DataLoss | Code::OutOfRange) => {
             Failure::Stumbles(name(code), message)
+        }
+        // Perhaps for how much was sent.
+        code @ (Code::DeadlineExceeded | Code::ResourceExhausted | Code::Cancelled) => {
+            Failure::TooMuch(name(code), message)
         }
         code => Failure::Later(name(code), message),
     }
+}
+
+fn is_too_large(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    let is_size = text.contains("exceeds") && (text.contains("size") || text.contains("length"));
+    is_size || text.contains("larger than") || text.contains("too large")
 }
 
 /// The spelling of `google/rpc/code.proto`.
@@ -286,6 +305,7 @@ mod tests {
     fn only_what_will_never_be_taken_is_refused() {
         let is_refused = |code, text: &str| matches!(failure(&Status::new(code, text)), Failure::Refused(_));
         assert!(is_refused(Code::InvalidArgument, "label names"));
+        assert!(is_refused(Code::ResourceExhausted, "gRPC message exceeds maximum size 4194304: 5"));
         assert!(is_refused(Code::ResourceExhausted, "grpc: received message larger than max (5 vs. 4)"));
         assert!(is_refused(
             Code::OutOfRange,
