@@ -54,7 +54,7 @@ fn set_aside_alone(code: Code) {
     journal.refuse("unwanted", code);
     let _store = Store::start(port, &StoreOptions::default(), &journal);
     let system = system(port, &["--insecure"]);
-    wait_for("five windows of the other arrive, and one is set aside", 120, || {
+    wait_for("five windows of the other arrive, and one is set aside", 240, || {
         let arrived = journal.arrived();
         let of_other = arrived.iter().filter(|one| one.labels["comm"] == "wanted").count();
         let refused = system.metric("bulkhead_store_profiles_total{state=\"refused\"}");
