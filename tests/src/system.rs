@@ -148,6 +148,17 @@ fn make_folder(path: &Path, mode: u32, owner: u32, group: u32) {
         .unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
 }
 
+/// Puts a file that everybody may read into a folder that everybody may enter, in place of one of that name from one moment to the next.
+pub fn publish(folder: &Path, name: &str, content: &str) -> String {
+    let (path, next) = (folder.join(name), folder.join(format!("{name}.next")));
+    fs::set_permissions(folder, Permissions::from_mode(0o755))
+        .and_then(|()| fs::write(&next, content))
+        .and_then(|()| fs::set_permissions(&next, Permissions::from_mode(0o644)))
+        .and_then(|()| fs::rename(&next, &path))
+        .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+    path.display().to_string()
+}
+
 /// A port that nobody listens on.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -398,16 +409,24 @@ impl System {
         all
     }
 
-    /// Every profile of a command name that the uploader has stored. Unlike a query this misses no window, however busy the machine
-    /// is.
-    pub fn stored(&self, comm: &str) -> Vec<Profile> {
+    /// Every profile that the uploader has stored in folders whose names begin so, and the folder of each. Unlike a query this misses
+    /// no window, however busy the machine is.
+    pub fn stored_in(&self, prefix: &str) -> Vec<(String, Profile)> {
         let folders = fs::read_dir(self.place.path("store")).expect("the store").flatten();
-        let prefix = format!("{comm}_");
-        let of_comm = folders.filter(|folder| folder.file_name().to_string_lossy().starts_with(&prefix));
-        let files =
-            of_comm.flat_map(|folder| fs::read_dir(folder.path()).expect("a target's folder").flatten());
+        let named = folders.map(|folder| (folder.file_name().to_string_lossy().into_owned(), folder.path()));
+        let files = named.filter(|(name, _)| name.starts_with(prefix)).flat_map(|(name, path)| {
+            let files = fs::read_dir(path).expect("a target's folder").flatten();
+            files.map(move |file| (name.clone(), file.path()))
+        });
+        // What is being written has another name.
+        let whole = files.filter(|(_, path)| path.extension().is_some_and(|extension| extension == "gz"));
         let read = |path| Profile::read(&fs::read(path).expect("a stored profile"));
-        files.map(|file| read(file.path()).expect("a stored profile is valid")).collect()
+        whole.map(|(name, path)| (name, read(path).expect("a stored profile is valid"))).collect()
+    }
+
+    /// Every profile of a command name that the uploader has stored.
+    pub fn stored(&self, comm: &str) -> Vec<Profile> {
+        self.stored_in(&format!("{comm}_")).into_iter().map(|(_, profile)| profile).collect()
     }
 
     /// [`System::collect`] for a command name, from the second window on: the first has the start of the program too.

@@ -6,7 +6,6 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpListener,
-    os::unix::fs::PermissionsExt as _,
     os::unix::process::ExitStatusExt as _,
     path::Path,
 };
@@ -17,7 +16,7 @@ use rustix::{
 };
 use tests::{
     process::{Running, run},
-    system::{AGAIN, CAPABILITIES, Options, Place, System, alone, status_fields},
+    system::{AGAIN, CAPABILITIES, Options, Place, System, alone, publish, status_fields},
     wait::wait_for,
 };
 use workloads::{CallTree, Start};
@@ -321,17 +320,9 @@ fn a_page_with_a_token_shows_nothing_without_it() {
     const TOKEN: &str = "a-token-for-this-test-alone";
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let path = folder.path().join("token");
-    let put = |token: &str| {
-        let next = folder.path().join("next");
-        fs::write(&next, format!("{token}\n")).unwrap();
-        fs::set_permissions(&next, fs::Permissions::from_mode(0o444)).unwrap();
-        fs::rename(&next, &path).unwrap();
-    };
-    put(TOKEN);
+    let path = publish(folder.path(), "token", TOKEN);
     let system = System::start(Options {
-        uploader_flags: flags(&[&format!("--http-token-file={}", path.display())]),
+        uploader_flags: flags(&[&format!("--http-token-file={path}")]),
         ..Options::default()
     });
     let status = |path: &str, authorization: &[(&str, &str)]| {
@@ -350,7 +341,7 @@ fn a_page_with_a_token_shows_nothing_without_it() {
     }
     assert_eq!(status("/debug", &[("Authorization", &bearer)]), 404);
     // The token is replaced while it runs.
-    put("the-next-token-of-this-test");
+    publish(folder.path(), "token", "the-next-token-of-this-test");
     assert_eq!(status("/metrics", &[("Authorization", &bearer)]), 401);
     assert_eq!(status("/metrics", &[("Authorization", "Bearer the-next-token-of-this-test")]), 200);
     assert!(!system.place().log("uploader").contains(TOKEN));

@@ -214,7 +214,7 @@ fn offer(offers: &Offers, entry: &Executable) {
     let (Some(facts), Some(file)) = (entry.known(), &entry.file) else { return };
     if offers.wants(facts, &entry.path) {
         let (facts, file, path) = (Arc::clone(facts), Arc::clone(file), Arc::clone(&entry.path));
-        offers.offer(Candidate { path, id: facts.id.clone(), facts, file });
+        offers.offer(Candidate { path, facts, file });
     }
 }
 

@@ -105,7 +105,7 @@ fn a_stripped_program_has_the_names_of_its_separate_debug_file() {
     let separate = PathBuf::from(format!("/usr/lib/debug/.build-id/{}/{}.debug", &id[..2], &id[2..]));
     fs::create_dir_all(separate.parent().unwrap()).unwrap();
     let stripped = folder.path().join("debug-split");
-    readable(folder.path(), "none", "");
+    publish(folder.path(), "none", "");
     for line in [
         &["objcopy", "--only-keep-debug", &whole.display().to_string(), &separate.display().to_string()][..],
         &["strip", "-s", "-o", &stripped.display().to_string(), &whole.display().to_string()],
@@ -196,7 +196,7 @@ fn a_busy_store_is_asked_again_later_and_a_deleted_program_is_sent() {
     let mut running = Running::start(&path, &[""; 0]);
     running.wait_ready();
     fs::remove_file(&path).unwrap();
-    let token = readable(folder.path(), "token", "debug-token");
+    let token = publish(folder.path(), "token", "debug-token");
     let system =
         system(port, &["--insecure", &only("debug-deleted"), &format!("--bearer-token-file={token}")]);
     wait_for("it was asked", 30, || (journal.asked_for_builds() > 0).then_some(()));

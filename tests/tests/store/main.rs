@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use tests::{
     process::{Running, run},
     store::{Answer, Arrived, Journal, Store, StoreOptions},
-    system::{Options, Place, System, alone, free_port},
+    system::{Options, Place, System, alone, free_port, publish},
     wait::wait_for,
 };
 use workloads::{CallTree, Start};
@@ -37,17 +37,6 @@ fn system(port: u16, more: &[&str]) -> System {
     System::start_with(options, |place| store_flags(port, place, more))
 }
 
-/// A file that the uploader can read, in a folder of its own.
-fn readable(folder: &Path, name: &str, content: &str) -> String {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
-    let (path, next) = (folder.join(name), folder.join(format!("{name}.next")));
-    fs::write(&next, content).unwrap();
-    fs::set_permissions(&next, fs::Permissions::from_mode(0o644)).unwrap();
-    fs::rename(&next, &path).unwrap();
-    path.display().to_string()
-}
-
 /// Waits until so many profiles have arrived.
 fn wait_arrived(journal: &Journal, count: usize) -> Vec<Arrived> {
     wait_for(&format!("{count} profiles arrive"), 60, || {
@@ -56,20 +45,9 @@ fn wait_arrived(journal: &Journal, count: usize) -> Vec<Arrived> {
     })
 }
 
-/// Everything that the local store has, as (command name, container or unit, when it began).
+/// Everything that the local store has, as (folder, when it began).
 fn stored(system: &System) -> HashSet<(String, i64)> {
-    let folders = fs::read_dir(system.place().path("store")).unwrap().flatten();
-    let mut all = HashSet::new();
-    for folder in folders {
-        for file in fs::read_dir(folder.path()).unwrap().flatten() {
-            let path = file.path();
-            if path.extension().is_some_and(|extension| extension == "gz") {
-                let profile = tests::pprof::Profile::read(&fs::read(&path).unwrap()).unwrap();
-                all.insert((folder.file_name().to_string_lossy().into_owned(), profile.time_nanos));
-            }
-        }
-    }
-    all
+    system.stored_in("").into_iter().map(|(folder, profile)| (folder, profile.time_nanos)).collect()
 }
 
 /// How often each profile has arrived, by when it began and what is in it.

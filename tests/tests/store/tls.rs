@@ -36,11 +36,11 @@ fn over_tls_with_a_token_that_is_replaced() {
     let authority = Authority::new();
     // The certificate is a link to elsewhere, as those of /etc/ssl/certs are.
     let elsewhere = tempfile::tempdir().unwrap();
-    let real = readable(elsewhere.path(), "real.pem", &authority.pem());
-    let ca = readable(folder.path(), "ca.pem", "");
+    let real = publish(elsewhere.path(), "real.pem", &authority.pem());
+    let ca = publish(folder.path(), "ca.pem", "");
     fs::remove_file(&ca).unwrap();
     std::os::unix::fs::symlink(real, &ca).unwrap();
-    let token = readable(folder.path(), "token", &format!("{TOKEN}\n"));
+    let token = publish(folder.path(), "token", &format!("{TOKEN}\n"));
     let store = Store::start(port, &tls(&authority, false), &journal);
     let system = system(port, &[&format!("--store-ca-file={ca}"), &format!("--bearer-token-file={token}")]);
     wait_arrived(&journal, 5);
@@ -48,7 +48,7 @@ fn over_tls_with_a_token_that_is_replaced() {
     // The token is replaced on both sides, the store's first.
     journal.set_token("the-next-token-of-this-test");
     wait_said(&system, "UNAUTHENTICATED");
-    readable(folder.path(), "token", "the-next-token-of-this-test");
+    publish(folder.path(), "token", "the-next-token-of-this-test");
     let before = journal.arrived().len();
     wait_arrived(&journal, before + 5);
     // The store gets a certificate of another authority, and then the uploader does.
@@ -57,7 +57,7 @@ fn over_tls_with_a_token_that_is_replaced() {
     let options = StoreOptions { token: Some("the-next-token-of-this-test".into()), ..tls(&other, false) };
     let store = Store::start(port, &options, &journal);
     wait_said(&system, "certificate");
-    readable(elsewhere.path(), "real.pem", &other.pem());
+    publish(elsewhere.path(), "real.pem", &other.pem());
     let before = journal.arrived().len();
     wait_arrived(&journal, before + 5);
     drop(store);
@@ -92,9 +92,9 @@ fn a_store_that_asks_for_a_certificate() {
     let (journal, port, folder) = (Journal::default(), free_port(), tempfile::tempdir().unwrap());
     let (authority, clients) = (Authority::new(), Authority::new());
     let (certificate, key) = clients.issue("uploader", false);
-    let ca = readable(folder.path(), "ca.pem", &authority.pem());
-    let certificate = readable(folder.path(), "client.pem", &certificate);
-    let key = readable(folder.path(), "key.pem", &key);
+    let ca = publish(folder.path(), "ca.pem", &authority.pem());
+    let certificate = publish(folder.path(), "client.pem", &certificate);
+    let key = publish(folder.path(), "key.pem", &key);
     let options = StoreOptions { client_ca: Some(clients.pem()), token: None, ..tls(&authority, false) };
     let _store = Store::start(port, &options, &journal);
     let ca = format!("--store-ca-file={ca}");
@@ -133,7 +133,7 @@ fn a_token_does_not_leave_in_plain_text() {
         }
     });
     let folder = tempfile::tempdir().unwrap();
-    let token = readable(folder.path(), "token", TOKEN);
+    let token = publish(folder.path(), "token", TOKEN);
     let _system = system(port, &["--insecure-skip-verify", &format!("--bearer-token-file={token}")]);
     wait_for("it says something", 30, || (heard.lock().unwrap().len() > 100).then_some(()));
     let heard = heard.lock().unwrap();
@@ -173,7 +173,7 @@ fn through_a_proxy_of_the_environment() {
     let _alone = alone();
     let (journal, port, folder) = (Journal::default(), free_port(), tempfile::tempdir().unwrap());
     let authority = Authority::new();
-    let ca = readable(folder.path(), "ca.pem", &authority.pem());
+    let ca = publish(folder.path(), "ca.pem", &authority.pem());
     let _store = Store::start(port, &StoreOptions { token: None, ..tls(&authority, false) }, &journal);
     let asked_for = Arc::new(Mutex::new(Vec::new()));
     let proxy = proxy(Arc::clone(&asked_for));

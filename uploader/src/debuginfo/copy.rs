@@ -17,7 +17,10 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use super::Candidate;
-use crate::worker::{JobError, Worker};
+use crate::{
+    private_file,
+    worker::{JobError, Worker},
+};
 
 /// Largest copy: what a Parca server takes.
 const MAX_COPY: u64 = 1_000_000_000;
@@ -152,12 +155,7 @@ fn state(file: &File) -> Option<(u64, i64, i64, i64, i64)> {
 /// A file that nobody else can open, and that is gone when it is closed, however this process ends.
 fn unnamed(folder: &Path) -> io::Result<File> {
     let path = folder.join(format!("debuginfo-{}.tmp", std::process::id()));
-    // One that an uploader with this number has left.
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    let file = private_file::create(&path)?;
     fs::remove_file(&path)?;
     Ok(file)
 }

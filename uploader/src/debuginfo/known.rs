@@ -3,20 +3,23 @@
 use std::{
     collections::HashMap,
     fs,
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::Write as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tracing::warn;
 
+use crate::private_file;
+
 /// Builds that are remembered; beyond, the ones that were added first are forgotten.
 const MAX_BUILDS: usize = 16_384;
-/// Largest file that is read.
+/// Longest id that is remembered, in characters: linkers make 16 to 64 of them, Go some hundred.
+const MAX_ID: usize = 200;
+/// Largest file that is read: more than so many of the longest.
 const MAX_FILE: u64 = 4 << 20;
 /// After so long a server is asked again: it may have lost what it had.
-pub(super) const GOOD_FOR: Duration = Duration::from_hours(7 * 24);
+const GOOD_FOR: Duration = Duration::from_hours(7 * 24);
 /// The file's name.
 const NAME: &str = "known-debuginfo";
 
@@ -56,12 +59,16 @@ impl Known {
         self.builds.get(id).filter(|(_, since)| is_fresh(*since)).map(|(quality, _)| *quality)
     }
 
-    /// The server has it now.
-    pub(super) fn add(&mut self, id: &str, quality: Quality) {
+    /// The server has it now. `false`: that is not remembered.
+    pub(super) fn add(&mut self, id: &str, quality: Quality) -> bool {
+        if id.len() > MAX_ID {
+            return false;
+        }
         self.builds.insert(id.to_owned(), (quality, now()));
         if self.builds.len() > MAX_BUILDS {
             self.forget_oldest();
         }
+        true
     }
 
     /// What is to be in the file, and where that is.
@@ -90,15 +97,9 @@ impl Known {
 /// Writes the file, whole or not at all. Blocks.
 pub(super) fn write(path: &Path, text: &str) {
     let next = path.with_extension("tmp");
-    let written = fs::remove_file(&next).or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    });
-    let written = written.and_then(|()| {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
-        file.write_all(text.as_bytes())?;
-        fs::rename(&next, path)
-    });
+    let written = private_file::create(&next)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| fs::rename(&next, path));
     if let Err(error) = written {
         warn!("cannot write {}: {error}; after a restart the store is asked again", path.display());
     }
@@ -147,6 +148,8 @@ mod tests {
         known.add("aa", Quality::Symbols);
         known.add("bb", Quality::Dwarf);
         known.add("aa", Quality::Dwarf);
+        // Nobody honest has such an id.
+        assert!(!known.add(&"a".repeat(MAX_ID + 1), Quality::Dwarf));
         save(&known);
         let known = Known::open(folder.path(), "a:1");
         assert_eq!(

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use self::{
     copy::CopyError,
-    known::GOOD_FOR as KNOWN_FOR,
+    offers::Then,
     upload::{Decision, Uploader},
 };
 pub use self::{
@@ -46,36 +46,36 @@ pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, allo
         let candidate = offers.next().await;
         let path = Arc::clone(&candidate.path);
         let begun = Instant::now();
-        let (outcome, again) = match one(&uploader, &files, &candidate, offers.force(&candidate)).await {
+        let (outcome, then) = match one(&uploader, &files, &candidate, offers.force(&candidate)).await {
             Ok(Decision::Sent(bytes)) => {
                 info!("sent debug information of {path} ({} KiB)", bytes >> 10);
                 offers.count_bytes(bytes);
                 failing = false;
-                ("uploaded", Some(KNOWN_FOR))
+                ("uploaded", Then::Known)
             }
             Ok(Decision::NotWanted(reason)) => {
                 debug!("the store wants no debug information of {path}: {reason}");
-                ("not_wanted", Some(KNOWN_FOR))
+                ("not_wanted", Then::Known)
             }
             Ok(Decision::Later(reason)) => {
                 debug!("the store wants no debug information of {path} now: {reason}");
-                ("later", Some(AGAIN))
+                ("later", Then::Again(AGAIN))
             }
             Err(Problem::Copy(error @ (CopyError::Nothing | CopyError::TooLarge(_)))) => {
                 debug!("no debug information of {path} is sent: {error}");
-                (error.outcome(), None)
+                (error.outcome(), Then::Never)
             }
             Err(Problem::Copy(error)) => {
                 warn!("no debug information of {path} is sent: {error}");
-                (error.outcome(), Some(AGAIN_HERE))
+                (error.outcome(), Then::Again(AGAIN_HERE))
             }
             Err(Problem::Store(Failure::Refused(reason))) => {
                 warn!("the store refuses debug information of {path} for good: {reason}");
-                ("refused", None)
+                ("refused", Then::Never)
             }
             Err(Problem::Store(Failure::Stumbles(code, reason))) => {
                 warn!("the store fails at debug information of {path}: {reason} ({code})");
-                ("failed", Some(AGAIN_HERE))
+                ("failed", Then::Again(AGAIN_HERE))
             }
             Err(Problem::Store(Failure::Later(code, reason) | Failure::TooMuch(code, reason))) => {
                 // One line until it works again.
@@ -83,10 +83,10 @@ pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, allo
                     warn!("cannot send debug information of {path}, which is tried again: {reason} ({code})");
                 }
                 offers.pause(AFTER_FAILURE);
-                ("failed", Some(AFTER_FAILURE))
+                ("failed", Then::Again(AFTER_FAILURE))
             }
         };
-        if let Some((path, text)) = offers.decided(&candidate, outcome, again) {
+        if let Some((path, text)) = offers.decided(&candidate, outcome, then) {
             // Nothing is lost but time if it fails.
             let _ = spawn_blocking(move || known::write(&path, &text)).await;
         }
@@ -108,9 +108,9 @@ async fn one(
     candidate: &Candidate,
     force: bool,
 ) -> Result<Decision, Problem> {
-    if let Some(decision) = uploader.ask(&candidate.id, force).await.map_err(Problem::Store)? {
+    if let Some(decision) = uploader.ask(candidate.id(), force).await.map_err(Problem::Store)? {
         return Ok(decision);
     }
     let copy = files.copy(candidate).await.map_err(Problem::Copy)?;
-    uploader.send(&candidate.id, &copy, force).await.map_err(Problem::Store)
+    uploader.send(candidate.id(), &copy, force).await.map_err(Problem::Store)
 }

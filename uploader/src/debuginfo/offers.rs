@@ -41,15 +41,29 @@ impl Rules {
 pub struct Candidate {
     /// For people, and for where a separate debug file lies.
     pub path: Arc<str>,
-    /// Its build.
-    pub id: FileId,
     /// What its headers said.
     pub facts: Arc<ElfFacts>,
     /// The file.
     pub file: Arc<File>,
 }
 
+/// What is to be done about an executable after it was tried.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Then {
+    /// The server has it: nothing, for as long as that is remembered.
+    Known,
+    /// To try it again, so much later.
+    Again(Duration),
+    /// Nothing, in this life.
+    Never,
+}
+
 impl Candidate {
+    /// Its build.
+    pub(super) fn id(&self) -> &FileId {
+        &self.facts.id
+    }
+
     fn quality(&self) -> Quality {
         quality(&self.facts)
     }
@@ -126,12 +140,12 @@ impl Offers {
     /// Takes an executable that is wanted.
     pub fn offer(&self, candidate: Candidate) {
         let mut inner = self.lock();
-        if inner.waiting.len() >= MAX_WAITING || inner.waiting.iter().any(|one| one.id == candidate.id) {
+        if inner.waiting.len() >= MAX_WAITING || inner.waiting.iter().any(|one| one.id() == candidate.id()) {
             return;
         }
         // Nobody else offers it while it is worked on.
         let quality = candidate.quality();
-        inner.decide(candidate.id.clone(), quality, None);
+        inner.decide(candidate.id().clone(), quality, None);
         inner.waiting.push_back(candidate);
         drop(inner);
         self.arrived.notify_one();
@@ -150,7 +164,7 @@ impl Offers {
 
     /// Whether the server has less than this, from here.
     pub(super) fn force(&self, candidate: &Candidate) -> bool {
-        self.lock().known.get(&candidate.id.to_string()).is_some_and(|known| known < candidate.quality())
+        self.lock().known.get(&candidate.id().to_string()).is_some_and(|known| known < candidate.quality())
     }
 
     /// Wants nothing for a while, and lets go of what waits: it is offered again when it is seen again.
@@ -158,26 +172,30 @@ impl Offers {
         let mut inner = self.lock();
         inner.paused_until = Some(Instant::now() + pause);
         for candidate in std::mem::take(&mut inner.waiting) {
-            inner.decided.remove(&candidate.id);
+            inner.decided.remove(candidate.id());
         }
     }
 
-    /// What has become of one; if it is to be tried again, when. What is to be written to the file of what is known, if that has
-    /// changed.
+    /// What has become of one. What is to be written to the file of what is known, if that has changed.
     pub(super) fn decided(
         &self,
         candidate: &Candidate,
         outcome: &'static str,
-        again: Option<Duration>,
+        then: Then,
     ) -> Option<(PathBuf, String)> {
         let mut inner = self.lock();
         *inner.counts.outcomes.entry(outcome).or_default() += 1;
         let quality = candidate.quality();
-        inner.decide(candidate.id.clone(), quality, again.map(|again| Instant::now() + again));
-        matches!(outcome, "uploaded" | "not_wanted").then(|| {
-            inner.known.add(&candidate.id.to_string(), quality);
-            inner.known.file()
-        })
+        let until = match then {
+            Then::Known if inner.known.add(&candidate.id().to_string(), quality) => {
+                inner.decided.remove(candidate.id());
+                return Some(inner.known.file());
+            }
+            Then::Again(pause) => Some(Instant::now() + pause),
+            Then::Known | Then::Never => None,
+        };
+        inner.decide(candidate.id().clone(), quality, until);
+        None
     }
 
     pub(super) fn count_bytes(&self, bytes: u64) {
@@ -220,7 +238,6 @@ mod tests {
     fn candidate(facts: &ElfFacts) -> Candidate {
         Candidate {
             path: "/bin/x".into(),
-            id: facts.id.clone(),
             facts: Arc::new(facts.clone()),
             file: Arc::new(File::open("/dev/null").unwrap()),
         }
@@ -241,14 +258,14 @@ mod tests {
         assert!(!offers.wants(&stripped, "/bin/x"));
         assert_eq!(offers.counts().waiting, 1);
         let one = offers.lock().waiting.pop_front().unwrap();
-        offers.decided(&one, "failed", Some(Duration::ZERO));
+        offers.decided(&one, "failed", Then::Again(Duration::ZERO));
         assert!(offers.wants(&stripped, "/bin/x"));
-        offers.decided(&one, "uploaded", None);
+        offers.decided(&one, "uploaded", Then::Known);
         assert!(!offers.wants(&stripped, "/bin/x"));
         // The same build with DWARF is better.
         let whole = facts();
         assert!(offers.wants(&whole, "/bin/x") && offers.force(&candidate(&whole)));
-        let (path, text) = offers.decided(&candidate(&whole), "uploaded", None).unwrap();
+        let (path, text) = offers.decided(&candidate(&whole), "uploaded", Then::Known).unwrap();
         super::super::known::write(&path, &text);
         assert!(!offers.wants(&whole, "/bin/x"));
         drop(offers);

@@ -4,14 +4,13 @@
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args};
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 
 use super::values::{ByteSize, ValueError, go_duration};
+use crate::expression::whole;
 
 /// The port that gRPC takes when none is named.
 const DEFAULT_PORT: u16 = 443;
-/// Largest compiled expression, in bytes.
-const MAX_REGEX: usize = 1 << 20;
 /// How often profiles may be sent.
 const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
 
@@ -200,8 +199,7 @@ impl FromStr for PathRule {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let rule = RegexBuilder::new(&format!("^(?:{text})$")).size_limit(MAX_REGEX).build();
-        rule.map(PathRule).map_err(|error| ValueError::new(&format!("no regular expression: {error}")))
+        whole(text).map(PathRule).map_err(|problem| ValueError::new(&problem))
     }
 }
 

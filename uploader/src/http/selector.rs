@@ -3,17 +3,15 @@
 use std::iter::Peekable;
 use std::str::CharIndices;
 
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 use thiserror::Error;
 
-use crate::targets::Labels;
+use crate::{expression::whole, targets::Labels};
 
 /// Longest selector, in bytes.
 const MAX_LENGTH: usize = 8192;
 /// Most matchers in a selector.
 const MAX_MATCHERS: usize = 64;
-/// Most memory for a compiled expression, in bytes.
-const MAX_REGEX: usize = 1 << 20;
 
 /// What is wrong with a selector, and where.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -220,18 +218,8 @@ impl Parser<'_> {
     }
 }
 
-/// As Prometheus takes it: the whole value must match, and `.` matches a line break.
 fn expression(text: &str, position: usize) -> Result<Regex, SelectorError> {
-    RegexBuilder::new(&format!("^(?:{text})$"))
-        .dot_matches_new_line(true)
-        .size_limit(MAX_REGEX)
-        .build()
-        .map_err(|error| {
-            // The last line says what is wrong, those before show where.
-            let error = error.to_string();
-            let problem = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            SelectorError { problem: format!("`{text}` is no regular expression: {problem}"), position }
-        })
+    whole(text).map_err(|problem| SelectorError { problem, position })
 }
 
 #[cfg(test)]

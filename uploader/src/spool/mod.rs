@@ -8,9 +8,8 @@ mod entry;
 
 use std::{
     collections::VecDeque,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -24,6 +23,8 @@ use rustix::{
 use thiserror::Error;
 use tokio::sync::Notify;
 use tracing::warn;
+
+use crate::private_file;
 
 /// What is being written; left over only when the process ended meanwhile.
 const UNFINISHED: &str = ".tmp";
@@ -132,11 +133,7 @@ impl Spool {
     /// Opens the folder, making it if it is not there, and finds what was left in it.
     pub fn open(directory: &Path, limit: u64) -> Result<Self, SpoolError> {
         let failed = |action, source| SpoolError::File { action, path: directory.to_owned(), source };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(|source| failed("make", source))?;
+        private_file::make_folder(directory).map_err(|source| failed("make", source))?;
         let folder = File::open(directory).map_err(|source| failed("open", source))?;
         flock(&folder, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
             Errno::WOULDBLOCK => SpoolError::InUse(directory.to_owned()),
@@ -380,11 +377,7 @@ impl Spool {
 
     fn write_file(path: &Path, parts: &[&[u8]]) -> Result<(), SpoolError> {
         let write = || {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            let mut file = private_file::create(path)?;
             for part in parts {
                 file.write_all(part)?;
             }

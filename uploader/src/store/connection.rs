@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::{
-    names::Names,
+    resolver::Resolver,
     tls::{TlsFiles, plain_config},
 };
 use crate::flags::StoreFlags;
@@ -77,7 +77,7 @@ pub struct Connections {
     /// The store, as gRPC names it.
     pub origin: Uri,
     route: Route,
-    names: Names,
+    resolver: Resolver,
     tls: TlsFiles,
     /// The ports that are connected to: the store's or its proxy's, and those of proxies to others.
     pub ports: Vec<u16>,
@@ -96,13 +96,13 @@ impl Connections {
         let origin = uri(scheme)?;
         // As gRPC does it, also where there is no TLS.
         let proxy = Matcher::from_env().intercept(&uri("https")?);
-        let names = Names::new();
-        let (route, port) = Route::new(proxy, flags.store_address.port, &names)?;
+        let resolver = Resolver::new();
+        let (route, port) = Route::new(proxy, flags.store_address.port, &resolver)?;
         let others = ["http://other.invalid", "https://other.invalid"].map(Uri::from_static);
         let others = others.iter().filter_map(|uri| Matcher::from_env().intercept(uri));
         let ports = others.map(|proxy| port_of(&proxy)).chain([port]).collect();
         let tls = TlsFiles::new(flags)?;
-        let connections = Connections { origin, route, names, tls, ports };
+        let connections = Connections { origin, route, resolver, tls, ports };
         connections.transport()?;
         Ok(connections)
     }
@@ -133,7 +133,7 @@ impl Connections {
         B::Data: Send,
     {
         let config = self.tls.for_others()?;
-        let (route, _) = Route::new(Matcher::from_env().intercept(uri), 0, &self.names)?;
+        let (route, _) = Route::new(Matcher::from_env().intercept(uri), 0, &self.resolver)?;
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config)
             .https_or_http()
@@ -147,15 +147,19 @@ impl Connections {
 #[derive(Clone, Debug)]
 pub enum Route {
     /// Straight.
-    Direct(HttpConnector<Names>),
+    Direct(HttpConnector<Resolver>),
     /// Through a proxy (HTTP CONNECT).
-    Proxy(Tunnel<HttpConnector<Names>>),
+    Proxy(Tunnel<HttpConnector<Resolver>>),
 }
 
 impl Route {
     /// The way, and the port that it leads to at first.
-    fn new(proxy: Option<Intercept>, store_port: u16, names: &Names) -> Result<(Self, u16), ConnectionError> {
-        let mut connector = HttpConnector::new_with_resolver(names.clone());
+    fn new(
+        proxy: Option<Intercept>,
+        store_port: u16,
+        resolver: &Resolver,
+    ) -> Result<(Self, u16), ConnectionError> {
+        let mut connector = HttpConnector::new_with_resolver(resolver.clone());
         connector.set_connect_timeout(Some(CONNECT_LIMIT));
         connector.set_nodelay(true);
         // What it is asked for may be https.

@@ -2,16 +2,15 @@
 //! larger than a bound: the oldest go first.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
+    fs,
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use thiserror::Error;
 
-use crate::targets::Labels;
+use crate::{private_file, targets::Labels};
 
 /// Bytes that a file costs beside its content: the file system's own.
 const FILE_COST: u64 = 4096;
@@ -119,7 +118,7 @@ impl LocalStore {
 }
 
 fn make_folder(path: &Path) -> Result<(), StoreError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| StoreError {
+    private_file::make_folder(path).map_err(|source| StoreError {
         action: "make",
         path: path.to_owned(),
         source,
@@ -127,16 +126,11 @@ fn make_folder(path: &Path) -> Result<(), StoreError> {
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let write = || {
-        // Another one's file or link of that name is no place to write to.
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(bytes)
-    };
-    write().map_err(|source| StoreError { action: "write", path: path.to_owned(), source })
+    private_file::create(path).and_then(|mut file| file.write_all(bytes)).map_err(|source| StoreError {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// A name for a target's folder: its labels but the node (which is the same for all), made safe, with a hash that

@@ -2,6 +2,6 @@
 
 pub mod connection;
 pub mod local;
-mod names;
 pub mod parca;
+mod resolver;
 mod tls;

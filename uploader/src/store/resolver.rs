@@ -24,15 +24,15 @@ type Configuration = (ResolverConfig, ResolverOpts);
 
 /// Looks names up, by `/etc/hosts` and the name servers of `/etc/resolv.conf`.
 #[derive(Clone, Debug)]
-pub struct Names {
+pub struct Resolver {
     /// As it was read last. Another file may take the place of the one that this process is allowed to read.
     last: Arc<Mutex<Option<Configuration>>>,
 }
 
-impl Names {
+impl Resolver {
     /// As the machine is set up now.
     pub(super) fn new() -> Self {
-        Names { last: Arc::new(Mutex::new(read_system_conf().ok())) }
+        Resolver { last: Arc::new(Mutex::new(read_system_conf().ok())) }
     }
 
     /// How the machine is set up now, or was when that could be read last; without name servers if it never could.
@@ -49,7 +49,7 @@ impl Names {
     }
 }
 
-impl Service<Name> for Names {
+impl Service<Name> for Resolver {
     type Response = vec::IntoIter<SocketAddr>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
