@@ -412,7 +412,9 @@ impl System {
     /// Every profile that the uploader has stored in folders whose names begin so, and the folder of each. Unlike a query this misses
     /// no window, however busy the machine is.
     pub fn stored_in(&self, prefix: &str) -> Vec<(String, Profile)> {
+        // At its start the uploader tries with a file of its own whether it may write.
         let folders = fs::read_dir(self.place.path("store")).expect("the store").flatten();
+        let folders = folders.filter(|folder| folder.file_type().is_ok_and(|kind| kind.is_dir()));
         let named = folders.map(|folder| (folder.file_name().to_string_lossy().into_owned(), folder.path()));
         let files = named.filter(|(name, _)| name.starts_with(prefix)).flat_map(|(name, path)| {
             let files = fs::read_dir(path).expect("a target's folder").flatten();
