@@ -27,6 +27,9 @@ const MAX_ALIGN: u64 = 4096;
 
 /// Sections that are kept by their names' beginning: DWARF, compressed or not.
 const KEPT_BEGINNINGS: [&[u8]; 2] = [b".debug_", b".zdebug_"];
+/// Where the other half of a file's DWARF is that `dwz` made: names that it shares with other files (DWARF's version 5, section 7.3.6,
+/// has the like as supplementary object files).
+const SHARED_DWARF: &str = ".gnu_debugaltlink";
 /// Sections that are kept by their names: Go's tables, which functions the linkage table leads to (not its stubs, which are code), what
 /// made the file, a compressed symbol table, and which file shares DWARF with this one.
 const KEPT: [&[u8]; 10] = [
@@ -39,7 +42,7 @@ const KEPT: [&[u8]; 10] = [
     b".rel.plt",
     b".comment",
     b".gnu_debugdata",
-    b".gnu_debugaltlink",
+    SHARED_DWARF.as_bytes(),
 ];
 
 /// Where a piece of the file comes to lie in the copy.
@@ -118,13 +121,20 @@ impl Counted<'_> {
     }
 }
 
-fn is_kept(elf: &Elf<'_>, section: &Section) -> bool {
+/// Whether the DWARF is not to be sent: half of it is in a file that the server does not have, and by what is left functions have no
+/// names, which is worse than what the symbol table says.
+fn is_half(elf: &Elf<'_>) -> bool {
+    elf.section(SHARED_DWARF).is_some() && elf.section_of_kind(SHT_SYMTAB).is_some()
+}
+
+fn is_kept(elf: &Elf<'_>, section: &Section, without_dwarf: bool) -> bool {
     let name = elf.name(section);
+    let is_dwarf = KEPT_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning));
+    if without_dwarf && (is_dwarf || name == SHARED_DWARF.as_bytes()) {
+        return false;
+    }
     let by_kind = matches!(section.kind, SHT_SYMTAB | SHT_STRTAB | SHT_DYNSYM | SHT_NOTE | SHT_SYMTAB_SHNDX);
-    section.kind != SHT_NOBITS
-        && (by_kind
-            || KEPT.contains(&name)
-            || KEPT_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning)))
+    section.kind != SHT_NOBITS && (by_kind || KEPT.contains(&name) || is_dwarf)
 }
 
 /// Whether names can be found by it.
@@ -163,6 +173,7 @@ fn plan(elf: &Elf<'_>, limit: u64) -> Result<Plan, ObjectError> {
         }
     }
     let notes = pieces.len();
+    let without_dwarf = is_half(elf);
     let (raw_at, entry_size) = (encoding.word(&header, 32, 40), encoding.size(40, 64));
     let size = (elf.sections.len() * entry_size) as u64;
     let mut section_headers = read_range(elf.file, "section header table", raw_at, size, size)?;
@@ -170,7 +181,7 @@ fn plan(elf: &Elf<'_>, limit: u64) -> Result<Plan, ObjectError> {
         if section.kind == SHT_NULL {
             continue;
         }
-        let kept = is_kept(elf, section);
+        let kept = is_kept(elf, section, without_dwarf);
         let piece = pieces.iter().take(notes).find(|piece| {
             let end = piece.from + piece.size;
             kept && section.kind == SHT_NOTE

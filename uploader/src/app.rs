@@ -8,6 +8,7 @@ use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
+    task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 use crate::{
     collector_client,
     confine::{Confinement, Needs},
-    debuginfo::{self, Allowed, DebugFiles, Known, Offers, Rules},
+    debuginfo::{self, Allowed, DebugFiles, Known, Offers, Rate, Rules},
     delivery::{self, Delivery},
     flags::{Flags, HttpAddress, LogLevel, PathRule},
     http::{self, Access, Hosts, Token, server},
@@ -64,6 +65,9 @@ pub enum AppError {
     /// The page's token cannot be read.
     #[error(transparent)]
     Token(#[from] SecretError),
+    /// A part of the program has ended, which none does.
+    #[error("a part of it has ended: {0}; this is a fault of Bulkhead's")]
+    Ended(String),
     /// The runtime or a signal handler could not be made.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
@@ -134,7 +138,7 @@ struct Sending {
 impl Sending {
     fn open(flags: &Flags) -> Result<Self, AppError> {
         let (debug, flags) = (&flags.debug_info, &flags.store);
-        if !flags.bearer_token.is_empty() {
+        if !flags.bearer_token.0.is_empty() {
             warn!("--bearer-token shows in the list of processes; --bearer-token-file does not");
         }
         let store = Arc::new(Parca::open(flags)?);
@@ -178,16 +182,19 @@ async fn serve(
     let name_cache = usize::try_from(flags.name_cache_size.0).unwrap_or(usize::MAX);
     let debug_info = sending.as_ref().and_then(|sending| sending.debug_info.clone());
     let (shared, outbox) = Shared::new(maker, flags.thread_labels, name_cache, window, debug_info.clone());
+    // None of them ends; if one does, it is not done without.
+    let mut running = JoinSet::new();
     let delivery = sending.map(|Sending { store, spool, .. }| {
         if let Some(offers) = debug_info {
             let folder = flags.debug_info.temp_dir.clone().unwrap_or_else(|| flags.store.spool());
             let files = DebugFiles::new(folder);
             let ports = flags.debug_info.debug_info_upload_port.clone();
             let allowed = Allowed { plain: flags.store.insecure, ports };
-            tokio::spawn(debuginfo::run(offers, Arc::clone(&store), files, allowed));
+            let rate = Rate(flags.debug_info.debug_info_rate.0);
+            running.spawn(debuginfo::run(offers, Arc::clone(&store), files, allowed, rate));
         }
         let delivery = Arc::new(Delivery::new(flags.store.store_address.to_string(), spool));
-        tokio::spawn(delivery::run(Arc::clone(&delivery), store, flags.store.batch_write_interval.0));
+        running.spawn(delivery::run(Arc::clone(&delivery), store, flags.store.batch_write_interval.0));
         delivery
     });
     let router = http::router(
@@ -197,15 +204,17 @@ async fn serve(
         confinement,
         delivery,
     );
-    tokio::spawn(server::serve(listener, router, window));
+    running.spawn(server::serve(listener, router, window));
     let (stop, stopped) = oneshot::channel();
-    let windows = tokio::spawn(windows::run(Arc::clone(&shared), window, sinks, stopped));
-    tokio::spawn(collector_client::run(shared, flags.collector_socket.clone(), outbox));
+    let mut windows = tokio::spawn(windows::run(Arc::clone(&shared), window, sinks, stopped));
+    running.spawn(collector_client::run(shared, flags.collector_socket.clone(), outbox));
     supervisor.ready();
     tokio::select! {
         _ = terminate.recv() => info!("stopped by SIGTERM"),
         _ = interrupt.recv() => info!("stopped by SIGINT"),
         () = stay_alive(supervisor) => {}
+        Some(ended) = running.join_next() => return Err(AppError::Ended(how(ended))),
+        ended = &mut windows => return Err(AppError::Ended(how(ended))),
     }
     supervisor.stopping();
     // What was sampled since the last window is not lost where it has somewhere to go.
@@ -214,6 +223,11 @@ async fn serve(
         warn!("the last window could not be finished within {} seconds", LAST_WINDOW.as_secs());
     }
     Ok(())
+}
+
+/// How a part has ended.
+fn how(ended: Result<(), JoinError>) -> String {
+    ended.map_or_else(|error| error.to_string(), |()| "without an error".to_owned())
 }
 
 /// Tells the supervisor again and again that the loop goes round, if it wants to hear it. Never ends.

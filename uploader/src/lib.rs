@@ -6,6 +6,7 @@
 compile_error!("no-landlock is for script/test-layers: what is built for use has the whole wall");
 
 pub mod app;
+mod backoff;
 pub mod collector_client;
 pub mod confine;
 pub mod debuginfo;

@@ -151,6 +151,48 @@ fn c_with_dwarf_of_each_version_and_compressed() {
     check(&zstd);
 }
 
+/// Two programs whose common DWARF `dwz` has put into a third file, which nobody sends: the symbol table names their functions.
+#[test]
+fn what_shares_its_dwarf_has_names_without_the_other_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = include_str!("../../../workloads/programs/inlined.c");
+    let programs = ["copy-dwz-a", "copy-dwz-b"].map(|name| {
+        let path = folder.path().join(name);
+        fs::copy(plain(name, source, &["-g"]).unwrap(), &path).unwrap();
+        path
+    });
+    let expected = function_names(&programs[0]);
+    let shared = folder.path().join("shared");
+    // Binutils look for it beside the program alone.
+    run(Command::new("dwz").arg("-m").arg(&shared).args(["-M", "shared"]).args(&programs));
+    assert!(run(Command::new("readelf").arg("-SW").arg(&programs[0])).contains(SHARED_DWARF));
+    assert_eq!(function_names(&programs[0]), expected);
+    fs::remove_file(&shared).unwrap();
+    assert_ne!(function_names(&programs[0]), expected, "the other file is needed");
+    let copy = copy_to(&programs[0], folder.path());
+    assert_eq!(function_names(&copy), expected);
+    assert_eq!(sections(&copy), sections(&programs[0]));
+    // Where there is no symbol table, half of the DWARF is better than nothing.
+    let stripped = folder.path().join("stripped");
+    run(Command::new("strip")
+        .args(["-s", "--keep-section=.debug_*", "--keep-section=.gnu_debugaltlink", "-o"])
+        .arg(&stripped)
+        .arg(&programs[0]));
+    let copy = copy_to(&stripped, folder.path());
+    assert!(ElfFacts::read(&File::open(&copy).unwrap()).unwrap().contents.dwarf);
+}
+
+/// The functions `outer` and `main`, as binutils find them by their addresses.
+fn function_names(path: &Path) -> Vec<String> {
+    let symbols = run(Command::new("nm").arg(path));
+    let wanted = symbols.lines().filter_map(|line| line.split_once(" T "));
+    let addresses: Vec<&str> =
+        wanted.filter(|(_, name)| ["outer", "main"].contains(name)).map(|(address, _)| address).collect();
+    assert_eq!(addresses.len(), 2, "{symbols}");
+    let text = run(Command::new("addr2line").args(["-f", "-e"]).arg(path).args(addresses));
+    text.lines().step_by(2).map(str::to_owned).collect()
+}
+
 #[test]
 fn go_and_rust_stripped_and_not() {
     let go = known_go().unwrap().0;

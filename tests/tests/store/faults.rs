@@ -210,6 +210,11 @@ fn a_full_disk_costs_the_oldest() {
     });
     let dropped = "bulkhead_store_profiles_total{state=\"dropped\"}";
     wait_for("the disk is full", 120, || (system.metric(dropped) > 20.0).then_some(()));
+    // It starts on a full disk, too.
+    system.stop_uploader(Signal::KILL);
+    system.start_uploader();
+    system.wait_ready();
+    wait_for("the disk is still full", 120, || (system.metric(dropped) > 20.0).then_some(()));
     let before = journal.arrived().len();
     let _store = Store::start(port, &StoreOptions::default(), &journal);
     let newest = stored(&system).into_iter().map(|(_, time)| time).max().unwrap();

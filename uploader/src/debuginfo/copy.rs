@@ -9,7 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use objects::{ElfFacts, IdKind, ObjectError, write_debug_copy};
@@ -24,8 +24,10 @@ use crate::{
 
 /// Largest copy: what a Parca server takes.
 const MAX_COPY: u64 = 1_000_000_000;
-/// How long a copy may take. Of a GiB on a slow disk.
-const COPY_LIMIT: Duration = Duration::from_mins(10);
+/// How long a copy may take: of a GiB on a slow disk.
+const COPY_LIMIT: Duration = Duration::from_mins(5);
+/// A read that hangs cannot be ended; it is not waited for any longer.
+const HUNG_LIMIT: Duration = Duration::from_mins(6);
 /// Where packages put separate debug files.
 const DEBUG_FILES: &str = "/usr/lib/debug";
 
@@ -102,7 +104,7 @@ impl DebugFiles {
             let separate = if facts.contents.dwarf { None } else { separate_file(&facts, &path) };
             copy(separate.as_ref().unwrap_or(&file), &folder)
         };
-        self.worker.run(COPY_LIMIT, job).await?
+        self.worker.run(HUNG_LIMIT, job).await?
     }
 }
 
@@ -114,7 +116,11 @@ fn copy(file: &File, folder: &Path) -> Result<Copy, CopyError> {
     let room = rustix::fs::fstatvfs(&out).map_err(|error| write_error(error.into()))?;
     let room = room.f_bavail.saturating_mul(room.f_frsize) / 2;
     let limit = MAX_COPY.min(honest_size(file));
-    let mut hashing = Hashing { out: BufWriter::with_capacity(1 << 20, out), hash: Sha256::new() };
+    let mut hashing = Hashing {
+        out: BufWriter::with_capacity(1 << 20, out),
+        hash: Sha256::new(),
+        until: Instant::now() + COPY_LIMIT,
+    };
     let size = write_debug_copy(file, &mut hashing, limit.min(room)).map_err(|error| match error {
         ObjectError::TooLarge { size, .. } if size <= limit => write_error(io::ErrorKind::StorageFull.into()),
         ObjectError::Missing(_) | ObjectError::NotElf => CopyError::Nothing,
@@ -122,7 +128,7 @@ fn copy(file: &File, folder: &Path) -> Result<Copy, CopyError> {
         ObjectError::Io { what: "the copy", source, .. } => write_error(source),
         error => CopyError::Read(error),
     })?;
-    let Hashing { out: buffered, hash } = hashing;
+    let Hashing { out: buffered, hash, .. } = hashing;
     let mut out = buffered.into_inner().map_err(|error| write_error(error.into_error()))?;
     let hash = hexadecimal(&hash.finalize());
     if state(file) != before {
@@ -163,10 +169,15 @@ fn unnamed(folder: &Path) -> io::Result<File> {
 struct Hashing<W> {
     out: W,
     hash: Sha256,
+    /// Nothing is written any more after that.
+    until: Instant,
 }
 
 impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if Instant::now() > self.until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let length = self.out.write(bytes)?;
         self.hash.update(&bytes[..length]);
         Ok(length)

@@ -37,7 +37,18 @@ pub(super) enum Quality {
 pub struct Known {
     path: PathBuf,
     store: String,
-    builds: HashMap<String, (Quality, u64)>,
+    builds: HashMap<String, Entry>,
+}
+
+/// What the server has of a build.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    /// How good it is, or would have been: what the server has from others may be better or worse.
+    pub(super) quality: Quality,
+    /// Whether it has it from here.
+    pub(super) is_ours: bool,
+    /// Since when, in seconds of Unix time.
+    since: u64,
 }
 
 impl Known {
@@ -49,22 +60,22 @@ impl Known {
         let text = if is_small { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
         let mut lines = text.lines();
         if lines.next() == Some(store) {
-            builds.extend(lines.filter_map(parse).filter(|(_, (_, since))| is_fresh(*since)));
+            builds.extend(lines.filter_map(parse).filter(|(_, entry)| is_fresh(entry.since)));
         }
         Known { path, store: store.to_owned(), builds }
     }
 
     /// What the server has of a build.
-    pub(super) fn get(&self, id: &str) -> Option<Quality> {
-        self.builds.get(id).filter(|(_, since)| is_fresh(*since)).map(|(quality, _)| *quality)
+    pub(super) fn get(&self, id: &str) -> Option<Entry> {
+        self.builds.get(id).filter(|entry| is_fresh(entry.since)).copied()
     }
 
     /// The server has it now. `false`: that is not remembered.
-    pub(super) fn add(&mut self, id: &str, quality: Quality) -> bool {
+    pub(super) fn add(&mut self, id: &str, quality: Quality, is_ours: bool) -> bool {
         if id.len() > MAX_ID {
             return false;
         }
-        self.builds.insert(id.to_owned(), (quality, now()));
+        self.builds.insert(id.to_owned(), Entry { quality, is_ours, since: now() });
         if self.builds.len() > MAX_BUILDS {
             self.forget_oldest();
         }
@@ -86,11 +97,11 @@ impl Known {
     }
 
     fn forget_oldest(&mut self) {
-        let mut times: Vec<u64> = self.builds.values().map(|(_, since)| *since).collect();
+        let mut times: Vec<u64> = self.builds.values().map(|entry| entry.since).collect();
         times.sort_unstable();
         // A good deal at once, so that it is not done for each one.
         let limit = times[times.len() / 8];
-        self.builds.retain(|_, (_, since)| *since > limit);
+        self.builds.retain(|_, entry| entry.since > limit);
     }
 }
 
@@ -105,23 +116,29 @@ pub(super) fn write(path: &Path, text: &str) {
     }
 }
 
-fn line(id: &str, (quality, since): (Quality, u64)) -> String {
+fn line(id: &str, Entry { quality, is_ours, since }: Entry) -> String {
+    let from = if is_ours { "sent" } else { "had" };
     let quality = match quality {
         Quality::Symbols => "symbols",
         Quality::Dwarf => "dwarf",
     };
-    format!("{id} {quality} {since}\n")
+    format!("{id} {quality} {since} {from}\n")
 }
 
-fn parse(line: &str) -> Option<(String, (Quality, u64))> {
+fn parse(line: &str) -> Option<(String, Entry)> {
     let mut fields = line.split(' ');
     let (id, quality, since) = (fields.next()?, fields.next()?, fields.next()?.parse().ok()?);
+    let is_ours = match fields.next()? {
+        "sent" => true,
+        "had" => false,
+        _ => return None,
+    };
     let quality = match quality {
         "symbols" => Quality::Symbols,
         "dwarf" => Quality::Dwarf,
         _ => return None,
     };
-    Some((id.to_owned(), (quality, since)))
+    Some((id.to_owned(), Entry { quality, is_ours, since }))
 }
 
 fn now() -> u64 {
@@ -145,17 +162,17 @@ mod tests {
     fn what_is_known_outlives_a_restart_but_not_another_store() {
         let folder = tempfile::tempdir().unwrap();
         let mut known = Known::open(folder.path(), "a:1");
-        known.add("aa", Quality::Symbols);
-        known.add("bb", Quality::Dwarf);
-        known.add("aa", Quality::Dwarf);
+        known.add("aa", Quality::Symbols, false);
+        known.add("bb", Quality::Dwarf, false);
+        known.add("aa", Quality::Dwarf, true);
         // Nobody honest has such an id.
-        assert!(!known.add(&"a".repeat(MAX_ID + 1), Quality::Dwarf));
+        assert!(!known.add(&"a".repeat(MAX_ID + 1), Quality::Dwarf, true));
         save(&known);
         let known = Known::open(folder.path(), "a:1");
-        assert_eq!(
-            (known.get("aa"), known.get("bb"), known.get("cc")),
-            (Some(Quality::Dwarf), Some(Quality::Dwarf), None)
-        );
+        let get = |id| known.get(id).map(|entry| (entry.quality, entry.is_ours));
+        assert_eq!(get("aa"), Some((Quality::Dwarf, true)));
+        assert_eq!(get("bb"), Some((Quality::Dwarf, false)));
+        assert_eq!(get("cc"), None);
         let other = Known::open(folder.path(), "b:1");
         assert_eq!(other.get("aa"), None);
         save(&other);
@@ -167,11 +184,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);
         let old = now() - GOOD_FOR.as_secs();
-        fs::write(&path, format!("a:1\naa dwarf {old}\nbb dwarf\n\ncc x 1\ndd symbols {}\nee dwa", now()))
+        fs::write(&path, format!(
+            "a:1\naa dwarf {old} sent\nbb dwarf\n\ncc x 1 had\nff dwarf {0} ?\ndd symbols {0} had\nee dwa",
+            now()
+        ))
             .unwrap();
         let known = Known::open(folder.path(), "a:1");
         assert_eq!(known.len(), 1);
-        assert_eq!(known.get("dd"), Some(Quality::Symbols));
+        assert_eq!(known.get("dd").map(|entry| entry.quality), Some(Quality::Symbols));
         fs::write(&path, vec![b'x'; 5 << 20]).unwrap();
         assert_eq!(Known::open(folder.path(), "a:1").len(), 0);
     }
@@ -182,9 +202,10 @@ mod tests {
         let mut known = Known::open(folder.path(), "a:1");
         for number in 0..=MAX_BUILDS as u64 {
             // As if one came each second.
-            known.builds.insert(format!("{number}"), (Quality::Dwarf, now() - MAX_BUILDS as u64 + number));
+            let since = now() - MAX_BUILDS as u64 + number;
+            known.builds.insert(format!("{number}"), Entry { quality: Quality::Dwarf, is_ours: true, since });
         }
-        known.add("last", Quality::Dwarf);
+        known.add("last", Quality::Dwarf, true);
         assert!(known.len() < MAX_BUILDS && known.get("last").is_some() && known.get("0").is_none());
         save(&known);
         assert_eq!(Known::open(folder.path(), "a:1").len(), known.len());

@@ -2,6 +2,7 @@
 //! without code is made of the file that the collector passed, or of a separate debug file of this machine, and sent if the server
 //! wants it.
 
+mod content;
 mod copy;
 mod known;
 mod offers;
@@ -16,21 +17,25 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::{
-    copy::CopyError,
-    offers::Then,
-    upload::{Decision, Uploader},
-};
 pub use self::{
+    content::Rate,
     copy::DebugFiles,
     known::Known,
     offers::{Candidate, DebugInfoCounts, Offers, Rules},
     signed_url::Allowed,
 };
-use crate::store::parca::{Failure, Parca};
+use self::{
+    copy::CopyError,
+    offers::Then,
+    upload::{Decision, Uploader},
+};
+use crate::{
+    backoff::Backoff,
+    store::parca::{Failure, Parca},
+};
 
-/// After a failure that is the store's, nothing is tried for so long.
-const AFTER_FAILURE: Duration = Duration::from_secs(30);
+/// After a failure that is the store's, nothing is tried for so long: from the first pause, at most, to the longest.
+const PAUSES: [Duration; 2] = [Duration::from_secs(10), Duration::from_mins(10)];
 /// When the server says that somebody is sending the same now, it is asked again so much later.
 const AGAIN: Duration = Duration::from_mins(5);
 /// When this machine could not make a copy (no room, a file that changed), it is tried again so much later.
@@ -39,23 +44,28 @@ const AGAIN_HERE: Duration = Duration::from_hours(1);
 const SHARE: u32 = 5;
 
 /// Sends debug information, one executable after the other, for ever.
-pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, allowed: Allowed) {
-    let uploader = Uploader::new(store, allowed);
+pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, allowed: Allowed, rate: Rate) {
+    let uploader = Uploader::new(store, allowed, rate);
     let mut failing = false;
+    let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
     loop {
         let candidate = offers.next().await;
         let path = Arc::clone(&candidate.path);
-        let begun = Instant::now();
-        let (outcome, then) = match one(&uploader, &files, &candidate, offers.force(&candidate)).await {
+        let mut copying = Duration::ZERO;
+        let (outcome, then) = match one(&uploader, &files, &candidate, offers.force(&candidate), &mut copying)
+            .await
+        {
             Ok(Decision::Sent(bytes)) => {
                 info!("sent debug information of {path} ({} KiB)", bytes >> 10);
                 offers.count_bytes(bytes);
                 failing = false;
-                ("uploaded", Then::Known)
+                backoff.reset();
+                ("uploaded", Then::Known { is_ours: true })
             }
             Ok(Decision::NotWanted(reason)) => {
                 debug!("the store wants no debug information of {path}: {reason}");
-                ("not_wanted", Then::Known)
+                backoff.reset();
+                ("not_wanted", Then::Known { is_ours: false })
             }
             Ok(Decision::Later(reason)) => {
                 debug!("the store wants no debug information of {path} now: {reason}");
@@ -82,8 +92,9 @@ pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, allo
                 if !std::mem::replace(&mut failing, true) {
                     warn!("cannot send debug information of {path}, which is tried again: {reason} ({code})");
                 }
-                offers.pause(AFTER_FAILURE);
-                ("failed", Then::Again(AFTER_FAILURE))
+                let pause = backoff.next();
+                offers.pause(pause);
+                ("failed", Then::Again(pause))
             }
         };
         if let Some((path, text)) = offers.decided(&candidate, outcome, then) {
@@ -92,7 +103,7 @@ pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, allo
         }
         // Not held open while nothing is done with it.
         drop(candidate);
-        sleep(begun.elapsed().min(Duration::from_mins(1)) * (SHARE - 1)).await;
+        sleep(copying.min(Duration::from_mins(1)) * (SHARE - 1)).await;
     }
 }
 
@@ -102,15 +113,20 @@ enum Problem {
     Store(Failure),
 }
 
+/// Asks about one, and sends it if it is wanted; says how long making the copy took.
 async fn one(
     uploader: &Uploader,
     files: &DebugFiles,
     candidate: &Candidate,
     force: bool,
+    copying: &mut Duration,
 ) -> Result<Decision, Problem> {
     if let Some(decision) = uploader.ask(candidate.id(), force).await.map_err(Problem::Store)? {
         return Ok(decision);
     }
-    let copy = files.copy(candidate).await.map_err(Problem::Copy)?;
+    let begun = Instant::now();
+    let copy = files.copy(candidate).await.map_err(Problem::Copy);
+    *copying = begun.elapsed();
+    let copy = copy?;
     uploader.send(candidate.id(), &copy, force).await.map_err(Problem::Store)
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fs::File,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -51,7 +52,10 @@ pub struct Candidate {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Then {
     /// The server has it: nothing, for as long as that is remembered.
-    Known,
+    Known {
+        /// Whether it has it from here.
+        is_ours: bool,
+    },
     /// To try it again, so much later.
     Again(Duration),
     /// Nothing, in this life.
@@ -134,7 +138,8 @@ impl Offers {
         let is_decided = inner.decided.get(&facts.id).is_some_and(|(had, until)| {
             *had >= quality(facts) && until.is_none_or(|until| Instant::now() < until)
         });
-        !is_decided && inner.known.get(&facts.id.to_string()).is_none_or(|known| known < quality(facts))
+        !is_decided
+            && inner.known.get(&facts.id.to_string()).is_none_or(|known| known.quality < quality(facts))
     }
 
     /// Takes an executable that is wanted.
@@ -162,9 +167,12 @@ impl Offers {
         }
     }
 
-    /// Whether the server has less than this, from here.
+    /// Whether this is to take the place of what the server has: of less, from here. A build id is what a file says of itself; by one
+    /// that any user could have made nothing is replaced.
     pub(super) fn force(&self, candidate: &Candidate) -> bool {
-        self.lock().known.get(&candidate.id().to_string()).is_some_and(|known| known < candidate.quality())
+        let known = self.lock().known.get(&candidate.id().to_string());
+        known.is_some_and(|known| known.is_ours && known.quality < candidate.quality())
+            && is_roots_own(&candidate.file)
     }
 
     /// Wants nothing for a while, and lets go of what waits: it is offered again when it is seen again.
@@ -187,12 +195,12 @@ impl Offers {
         *inner.counts.outcomes.entry(outcome).or_default() += 1;
         let quality = candidate.quality();
         let until = match then {
-            Then::Known if inner.known.add(&candidate.id().to_string(), quality) => {
+            Then::Known { is_ours } if inner.known.add(&candidate.id().to_string(), quality, is_ours) => {
                 inner.decided.remove(candidate.id());
                 return Some(inner.known.file());
             }
             Then::Again(pause) => Some(Instant::now() + pause),
-            Then::Known | Then::Never => None,
+            Then::Known { .. } | Then::Never => None,
         };
         inner.decide(candidate.id().clone(), quality, until);
         None
@@ -213,6 +221,12 @@ impl Offers {
     }
 }
 
+/// Whether nobody but root can have written a file.
+fn is_roots_own(file: &File) -> bool {
+    const OTHERS_WRITE: u32 = 0o022;
+    file.metadata().is_ok_and(|metadata| metadata.uid() == 0 && metadata.mode() & OTHERS_WRITE == 0)
+}
+
 impl Inner {
     fn decide(&mut self, id: FileId, quality: Quality, until: Option<Instant>) {
         if self.decided.len() >= MAX_DECIDED {
@@ -229,6 +243,8 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
+
     use super::*;
 
     fn facts() -> ElfFacts {
@@ -239,7 +255,7 @@ mod tests {
         Candidate {
             path: "/bin/x".into(),
             facts: Arc::new(facts.clone()),
-            file: Arc::new(File::open("/dev/null").unwrap()),
+            file: Arc::new(File::open("/bin/true").unwrap()),
         }
     }
 
@@ -260,12 +276,18 @@ mod tests {
         let one = offers.lock().waiting.pop_front().unwrap();
         offers.decided(&one, "failed", Then::Again(Duration::ZERO));
         assert!(offers.wants(&stripped, "/bin/x"));
-        offers.decided(&one, "uploaded", Then::Known);
+        offers.decided(&one, "not_wanted", Then::Known { is_ours: false });
+        assert!(!offers.force(&candidate(&facts())), "what others have sent stays");
+        offers.decided(&one, "uploaded", Then::Known { is_ours: true });
         assert!(!offers.wants(&stripped, "/bin/x"));
         // The same build with DWARF is better.
         let whole = facts();
         assert!(offers.wants(&whole, "/bin/x") && offers.force(&candidate(&whole)));
-        let (path, text) = offers.decided(&candidate(&whole), "uploaded", Then::Known).unwrap();
+        let anybodys = Candidate { file: Arc::new(tempfile::tempfile().unwrap()), ..candidate(&whole) };
+        anybodys.file.set_permissions(Permissions::from_mode(0o666)).unwrap();
+        assert!(!offers.force(&anybodys));
+        let (path, text) =
+            offers.decided(&candidate(&whole), "uploaded", Then::Known { is_ours: true }).unwrap();
         super::super::known::write(&path, &text);
         assert!(!offers.wants(&whole, "/bin/x"));
         drop(offers);

@@ -7,9 +7,12 @@ use hyper::{
     body::{Bytes, Frame},
     header::CONTENT_LENGTH,
 };
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_stream::StreamExt as _;
 
-use super::{copy::Copy, upload::pieces};
+use super::{
+    content::{self, Rate},
+    copy::Copy,
+};
 use crate::store::parca::{Failure, Parca};
 
 /// Bytes of an answer that are looked at.
@@ -25,7 +28,13 @@ pub struct Allowed {
 }
 
 /// Sends the content of a copy.
-pub(super) async fn put(store: &Parca, url: &str, copy: &Copy, allowed: &Allowed) -> Result<(), Failure> {
+pub(super) async fn put(
+    store: &Parca,
+    url: &str,
+    copy: &Copy,
+    allowed: &Allowed,
+    rate: Rate,
+) -> Result<(), Failure> {
     let refused = |text: &str| Failure::Refused(format!("the address for the upload {text}"));
     let uri: Uri = url.parse().map_err(|_| refused("is none"))?;
     let host = uri.host().ok_or_else(|| refused("has no host"))?.to_owned();
@@ -41,7 +50,7 @@ pub(super) async fn put(store: &Parca, url: &str, copy: &Copy, allowed: &Allowed
         )));
     }
     let later = |text: String| Failure::Later("none", format!("{host}: {text}"));
-    let pieces = ReceiverStream::new(pieces(copy, Bytes::from));
+    let (pieces, progress) = content::pieces(copy, rate, Bytes::from);
     let body = StreamBody::new(pieces.map(|piece| Ok::<_, std::convert::Infallible>(Frame::data(piece))));
     let request = Request::builder()
         .method(Method::PUT)
@@ -50,10 +59,24 @@ pub(super) async fn put(store: &Parca, url: &str, copy: &Copy, allowed: &Allowed
         .body(body)
         .map_err(|error| later(error.to_string()))?;
     let client = store.http_client(&uri).map_err(|error| later(error.to_string()))?;
-    let answer = client.request(request).await.map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        later(format!("{error}{cause}"))
-    })?;
+    let exchange = async {
+        let answer = client.request(request).await.map_err(|error| {
+            let cause =
+                std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            format!("{error}{cause}")
+        })?;
+        accepted(answer).await
+    };
+    let result = tokio::select! {
+        result = exchange => result,
+        words = progress.stalled() => Err(words),
+        () = tokio::time::sleep(rate.limit(copy.size)) => Err("the upload took too long".to_owned()),
+    };
+    result.map_err(later)
+}
+
+/// Whether the answer says that the content was taken; if not, what it says.
+async fn accepted(answer: hyper::Response<hyper::body::Incoming>) -> Result<(), String> {
     let status = answer.status();
     if status.is_success() {
         return Ok(());
@@ -67,5 +90,28 @@ pub(super) async fn put(store: &Parca, url: &str, copy: &Copy, allowed: &Allowed
             break;
         }
     }
-    Err(later(format!("{status}: {}", crate::printable::printable(&text))))
+    Err(format!("{status}: {}", crate::printable::printable(&text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, sync::Arc};
+
+    use super::*;
+
+    /// A host that takes the connection and then says nothing. The clock is the test's.
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_host_is_given_up() {
+        let line = ["bulkhead-uploader", "--store-address=a:1", "--insecure"];
+        let store = Parca::open(&crate::flags::Flags::parse_line(line).unwrap().store).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let file = File::open(std::env::current_exe().unwrap()).unwrap();
+        let copy = Copy { file: Arc::new(file), size: 1000, hash: String::new() };
+        let allowed = Allowed { plain: true, ports: vec![port] };
+        let url = format!("http://127.0.0.1:{port}/a?signature=secret");
+        let result = put(&store, &url, &copy, &allowed, Rate(1 << 20)).await;
+        let Err(Failure::Later(_, words)) = result else { panic!("{result:?}") };
+        assert!(words.contains("nothing was taken") && !words.contains("secret"), "{words}");
+    }
 }

@@ -1,6 +1,6 @@
 //! The conversation about one build: `parca.debuginfo.v1alpha1.DebuginfoService`.
 
-use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use objects::{FileId, IdKind};
 use proto::debuginfo::{
@@ -8,24 +8,20 @@ use proto::debuginfo::{
     ShouldInitiateUploadRequest, UploadInfo, UploadInstructions, UploadRequest,
     upload_instructions::UploadStrategy, upload_request::Data,
 };
-use tokio::{sync::mpsc, task::spawn_blocking};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::StreamExt as _;
 use tonic::{Code, Status};
 
 use super::{
+    content::{self, Rate},
     copy::Copy,
     signed_url::{self, Allowed},
 };
 use crate::store::parca::{Failure, Parca, failure};
 
-/// Bytes of the content in one message; a server takes 8 MiB.
-const CHUNK: usize = 1 << 20;
 /// Most characters of a server's words that are shown.
 const MAX_TEXT: usize = 300;
 /// How long a call without content may take.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
-/// How long the content may take: a GB at 1 MB a second.
-const CONTENT_LIMIT: Duration = Duration::from_mins(20);
 
 /// What has become of a build.
 #[derive(Debug)]
@@ -44,11 +40,12 @@ pub(super) struct Uploader {
     store: Arc<Parca>,
     /// Where content may be sent by HTTP.
     allowed: Allowed,
+    rate: Rate,
 }
 
 impl Uploader {
-    pub(super) fn new(store: Arc<Parca>, allowed: Allowed) -> Self {
-        Uploader { store, allowed }
+    pub(super) fn new(store: Arc<Parca>, allowed: Allowed, rate: Rate) -> Self {
+        Uploader { store, allowed, rate }
     }
 
     /// Asks whether the server wants it. `None`: it does.
@@ -101,9 +98,8 @@ impl Uploader {
                 }
             }
             UploadStrategy::SignedUrl => {
-                let put = signed_url::put(&self.store, &instructions.signed_url, copy, &self.allowed);
-                let limited = tokio::time::timeout(CONTENT_LIMIT, put).await;
-                limited.map_err(|_| Failure::Later("none", "the upload took too long".into()))??;
+                signed_url::put(&self.store, &instructions.signed_url, copy, &self.allowed, self.rate)
+                    .await?;
             }
             UploadStrategy::Unspecified => {
                 let text = "the server asks for an upload in a way that this release does not know";
@@ -135,24 +131,18 @@ impl Uploader {
             upload_id: instructions.upload_id.clone(),
             r#type: instructions.r#type,
         };
-        let first = Data::Info(info);
-        let rest = pieces(copy, Data::ChunkData);
-        let (sender, receiver) = mpsc::channel(2);
-        let feeding = tokio::spawn(async move {
-            let mut rest = rest;
-            let mut next = Some(first);
-            while let Some(data) = next {
-                // The call has ended: its answer says why.
-                if sender.send(UploadRequest { data: Some(data) }).await.is_err() {
-                    return;
-                }
-                next = rest.recv().await;
-            }
-        });
-        let request = self.store.request(ReceiverStream::new(receiver), CONTENT_LIMIT);
+        let limit = self.rate.limit(copy.size);
         let mut client = self.store.debuginfo().await?;
-        let answer = self.store.answer(CONTENT_LIMIT, client.upload(request)).await;
-        feeding.abort();
+        let (rest, progress) = content::pieces(copy, self.rate, Data::ChunkData);
+        let all = tokio_stream::once(Data::Info(info)).chain(rest);
+        let request = self.store.request(all.map(|data| UploadRequest { data: Some(data) }), limit);
+        let call = async {
+            tokio::select! {
+                answer = client.upload(request) => answer,
+                words = progress.stalled() => Err(Status::deadline_exceeded(words)),
+            }
+        };
+        let answer = self.store.answer(limit, call).await;
         match answer {
             Err(status) if has_it(&status) => Ok(Some(Decision::NotWanted(text_of(&status)))),
             // It does not know of this upload, or has it already: the next question tells.
@@ -168,27 +158,6 @@ impl Uploader {
             }
         }
     }
-}
-
-/// The content of a copy, a piece at a time; ends early where it cannot be read, and is then too short.
-pub(super) fn pieces<T: Send + 'static>(
-    copy: &Copy,
-    wrap: impl Fn(Vec<u8>) -> T + Send + 'static,
-) -> mpsc::Receiver<T> {
-    let (sender, receiver) = mpsc::channel(2);
-    let (file, size) = (Arc::clone(&copy.file), copy.size);
-    spawn_blocking(move || {
-        let mut at = 0;
-        while at < size {
-            let length = usize::try_from(size - at).unwrap_or(CHUNK).min(CHUNK);
-            let mut piece = vec![0; length];
-            if file.read_exact_at(&mut piece, at).is_err() || sender.blocking_send(wrap(piece)).is_err() {
-                return;
-            }
-            at += length as u64;
-        }
-    });
-    receiver
 }
 
 fn kind(id: &FileId) -> BuildIdType {

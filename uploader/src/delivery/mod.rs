@@ -1,7 +1,6 @@
 //! From the spool to the store: what waits is sent, the oldest first, until it has arrived. What cannot be sent now is tried again, later
 //! and later; what the store refuses for good is set aside alone, whatever it was sent together with.
 
-mod backoff;
 mod state;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -14,9 +13,9 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::backoff::Backoff;
 pub use self::state::{Delivery, DeliveryCounts, Outcome};
 use crate::{
+    backoff::Backoff,
     spool::{Spool, Taken},
     store::parca::{Failure, Parca},
 };
@@ -26,6 +25,12 @@ pub const CALL_BYTES: usize = 4 << 20;
 /// So often a store may fail at the same profiles before they are sent in two parts, to find how much it takes, or the one that it fails
 /// at.
 const FAILURES: u32 = 3;
+/// The pauses after a failure of the store's: from the first, at most, to the longest.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_mins(1)];
+/// How long a size is kept to that the store, or a proxy before it, was found to take.
+const KEPT_TO: Duration = Duration::from_hours(1);
+/// The least such size, in bytes.
+const LEAST: usize = 64 << 10;
 /// The pause while such a one is looked for, and the server takes others.
 const AFTER_HALVING: Duration = Duration::from_millis(250);
 /// So often more is taken from the spool, to see whether the store takes anything.
@@ -71,10 +76,11 @@ pub fn put(spool: &Spool, series: Vec<RawProfileSeries>) -> u64 {
 /// Sends what is in the spool, every so often, for ever.
 pub async fn run(delivery: Arc<Delivery>, store: Arc<Parca>, interval: Duration) {
     let spool = Arc::clone(&delivery.spool);
+    let mut size = CallSize::default();
     loop {
         let next = Instant::now() + interval;
         while let Some(batch) = take(&spool, None).await {
-            let taken = deliver(&delivery, &store, batch).await;
+            let taken = deliver(&delivery, &store, &mut size, batch).await;
             remove(&spool, taken).await;
         }
         sleep_until(next).await;
@@ -124,6 +130,46 @@ async fn remove(spool: &Arc<Spool>, taken: Taken) {
     let _ = spawn_blocking(move || spool.remove(&taken)).await;
 }
 
+/// How much is sent in one call.
+#[derive(Default)]
+struct CallSize {
+    /// What was found to go through, where more did not, and since when.
+    found: Option<(usize, Instant)>,
+}
+
+impl CallSize {
+    /// Bytes of the next calls, at most.
+    fn most(&self) -> usize {
+        let found = self.found.filter(|(_, since)| since.elapsed() < KEPT_TO);
+        found.map_or(usize::MAX, |(most, _)| most)
+    }
+
+    /// Profiles went through in parts of this size alone.
+    fn learn(&mut self, largest: usize) {
+        self.found = Some((largest.max(LEAST), Instant::now()));
+    }
+
+    /// Profiles in pieces that are no larger, but for one that is so alone.
+    fn pieces(&self, series: Vec<RawProfileSeries>) -> VecDeque<Piece> {
+        let (most, mut bytes) = (self.most(), 0);
+        let mut pieces = VecDeque::<Piece>::new();
+        for one in series {
+            let size = one.encoded_len();
+            match pieces.back_mut() {
+                Some(piece) if bytes + size <= most => {
+                    piece.series.push(one);
+                    bytes += size;
+                }
+                _ => {
+                    pieces.push_back(Piece::new(vec![one]));
+                    bytes = size;
+                }
+            }
+        }
+        pieces
+    }
+}
+
 /// Profiles that are sent in one call.
 struct Piece {
     series: Vec<RawProfileSeries>,
@@ -160,19 +206,27 @@ impl Piece {
 
 /// Sends profiles until each has arrived or was refused. Gives what was taken: more than before, where only others could show whether the
 /// store fails at everything or at one profile.
-async fn deliver(delivery: &Delivery, store: &Parca, (mut taken, series): Batch) -> Taken {
-    let mut pieces = VecDeque::from([Piece::new(series)]);
-    pieces.retain(|piece| !piece.series.is_empty());
-    let mut backoff = Backoff::new();
+async fn deliver(
+    delivery: &Delivery,
+    store: &Parca,
+    size: &mut CallSize,
+    (mut taken, series): Batch,
+) -> Taken {
+    let mut pieces = size.pieces(series);
+    // What tells a store that takes no more at once from one that fails at a profile.
+    let (mut is_halved, mut largest, mut is_aside) = (false, 0, false);
+    let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
     let mut last_sent: Option<Instant> = None;
-    let (mut said, mut others) = (false, 0);
+    let (mut said, mut warned, mut others) = (false, false, 0);
     while let Some(mut piece) = pieces.pop_front() {
         let profiles = piece.series.len() as u64;
         let failure = match store.write(piece.series.clone()).await {
             Ok(()) => {
-                backoff = Backoff::new();
+                backoff.reset();
                 last_sent = Some(Instant::now());
-                if let Some(outage) = delivery.sent(profiles, piece.bytes()) {
+                largest = largest.max(usize::try_from(piece.bytes()).unwrap_or(usize::MAX));
+                let outage = delivery.sent(profiles, piece.bytes());
+                if let Some(outage) = outage.filter(|_| std::mem::take(&mut warned)) {
                     info!("the store takes profiles again, after {} seconds", outage.as_secs());
                 }
                 continue;
@@ -187,7 +241,9 @@ async fn deliver(delivery: &Delivery, store: &Parca, (mut taken, series): Batch)
                         "the store refuses {profiles} profiles together, which are sent in two parts: {reason}"
                     );
                     piece.halves().into_iter().rev().for_each(|half| pieces.push_front(half));
+                    is_halved = true;
                 } else {
+                    is_aside = true;
                     set_aside(delivery, piece, &reason, &mut said).await;
                 }
                 sleep(AFTER_REFUSAL).await;
@@ -200,6 +256,7 @@ async fn deliver(delivery: &Delivery, store: &Parca, (mut taken, series): Batch)
                 piece.blamed += u32::from(last_sent.is_some_and(|sent| sent > since));
                 if piece.is_stuck() && piece.blamed >= FAILURES {
                     delivery.count_call(code);
+                    is_aside = true;
                     let reason = format!("it fails at it again and again: {reason}");
                     set_aside(delivery, piece, &reason, &mut said).await;
                     continue;
@@ -212,7 +269,9 @@ async fn deliver(delivery: &Delivery, store: &Parca, (mut taken, series): Batch)
             }
             Failure::Later(code, reason) => (code, reason),
         };
-        if delivery.failed(code, &reason) {
+        // What is sent in parts fails and succeeds in turns: that is one story.
+        if delivery.failed(code, &reason) && piece.failures <= FAILURES {
+            warned = true;
             warn!("the store does not take profiles, which wait in the spool: {reason} ({code})");
         }
         if piece.failures <= FAILURES {
@@ -220,6 +279,7 @@ async fn deliver(delivery: &Delivery, store: &Parca, (mut taken, series): Batch)
             sleep(backoff.next()).await;
         } else if profiles > 1 {
             // Smaller ones go through, or show which it is: that is found out without long pauses.
+            is_halved = true;
             piece.halves().into_iter().rev().for_each(|half| pieces.push_front(half));
             sleep(AFTER_HALVING).await;
         } else {
@@ -232,12 +292,13 @@ async fn deliver(delivery: &Delivery, store: &Parca, (mut taken, series): Batch)
                 let more;
                 let Some(batch) = take(&delivery.spool, Some(taken)).await else { return Taken::default() };
                 (taken, more) = batch;
-                if !more.is_empty() {
-                    pieces.push_front(Piece::new(more));
-                }
+                size.pieces(more).into_iter().rev().for_each(|piece| pieces.push_front(piece));
             }
             sleep(pause).await;
         }
+    }
+    if is_halved && !is_aside {
+        size.learn(largest);
     }
     taken
 }
@@ -262,4 +323,31 @@ fn labels(piece: &[RawProfileSeries]) -> String {
     let labels = piece.iter().filter_map(|series| series.labels.as_ref()).flat_map(|labels| &labels.labels);
     let text = labels.map(|label| format!("{}={:?}", label.name, label.value)).collect::<Vec<_>>();
     format!("{{{}}}", text.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_through_is_the_size_of_the_next_calls() {
+        let series = |count: usize| {
+            let sample =
+                proto::profilestore::RawSample { raw_profile: vec![7; 60 << 10], executable_info: vec![] };
+            vec![RawProfileSeries { labels: None, samples: vec![sample] }; count]
+        };
+        let counts = |size: &CallSize, count| {
+            size.pieces(series(count)).iter().map(|piece| piece.series.len()).collect::<Vec<_>>()
+        };
+        let mut size = CallSize::default();
+        assert_eq!(counts(&size, 0), [0; 0]);
+        assert_eq!(counts(&size, 9), [9]);
+        size.learn(130 << 10);
+        assert_eq!(counts(&size, 9), [2, 2, 2, 2, 1]);
+        // One that is larger goes alone.
+        size.learn(1);
+        assert_eq!(counts(&size, 3), [1, 1, 1]);
+        size.found = size.found.map(|(most, since)| (most, since.checked_sub(KEPT_TO).unwrap()));
+        assert_eq!(counts(&size, 9), [9], "after a while more is tried again");
+    }
 }

@@ -71,6 +71,24 @@ impl FromStr for BatchInterval {
     }
 }
 
+/// `--bearer-token`. It can be shown to nobody by mistake.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BearerToken(pub String);
+
+impl fmt::Debug for BearerToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BearerToken(not shown)")
+    }
+}
+
+impl FromStr for BearerToken {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(BearerToken(text.to_owned()))
+    }
+}
+
 /// One `--store-header`: `NAME=VALUE`. What it has may be a secret, and is not shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoreHeader {
@@ -133,7 +151,7 @@ pub struct StoreFlags {
         default_value = "",
         hide_default_value = true
     )]
-    pub bearer_token: String,
+    pub bearer_token: BearerToken,
 
     /// File with the token to send with each call; read again when it changes
     #[arg(long, value_name = "FILE", alias = "remote-store-bearer-token-file")]
@@ -170,7 +188,7 @@ pub struct StoreFlags {
     )]
     pub store_client_key: Option<PathBuf>,
 
-    /// Header to send with each call; may be given several times
+    /// Header to send with each call; may be given several times, and shows in the list of processes
     #[arg(long, value_name = "NAME=VALUE", alias = "remote-store-grpc-headers")]
     pub store_header: Vec<StoreHeader>,
 
@@ -203,6 +221,22 @@ impl FromStr for PathRule {
     }
 }
 
+/// `--debug-info-rate`: bytes a second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DebugInfoRate(pub u64);
+
+impl FromStr for DebugInfoRate {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let ByteSize(rate) = text.parse()?;
+        if rate < 64 << 10 {
+            return Err(ValueError::new("64KiB or more; --debug-info-disable sends none"));
+        }
+        Ok(DebugInfoRate(rate))
+    }
+}
+
 /// Of which executables debug information is sent.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Debug information for the Parca server")]
@@ -226,6 +260,10 @@ pub struct DebugInfoFlags {
     #[arg(long, value_name = "PORT", default_value = "443")]
     pub debug_info_upload_port: Vec<u16>,
 
+    /// Most bytes a second that it is sent with
+    #[arg(long, value_name = "SIZE", default_value = "4MiB")]
+    pub debug_info_rate: DebugInfoRate,
+
     /// Folder for what is being sent [default: that of the spool]
     #[arg(long, value_name = "DIR")]
     pub temp_dir: Option<PathBuf>,
@@ -239,7 +277,7 @@ impl StoreFlags {
 
     /// What the flags together say wrongly.
     pub(super) fn problem(&self) -> Option<&'static str> {
-        if !self.bearer_token.is_empty() && self.bearer_token_file.is_some() {
+        if !self.bearer_token.0.is_empty() && self.bearer_token_file.is_some() {
             return Some("--bearer-token and --bearer-token-file: give one of them");
         }
         let tls = self.insecure_skip_verify
@@ -317,6 +355,20 @@ mod tests {
         assert_eq!((header.name.as_str(), header.value.as_str()), ("x-scope", "a=b"));
         assert!(!format!("{header:?}").contains("a=b"));
         assert_eq!(flags.batch_write_interval.0, Duration::from_mins(1));
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let flags = parse(&["--bearer-token=secret"]).unwrap();
+        assert_eq!(flags.bearer_token.0, "secret");
+        assert!(!format!("{flags:?}").contains("secret"));
+    }
+
+    #[test]
+    fn content_is_sent_at_a_rate() {
+        let rate = |text: &str| text.parse::<DebugInfoRate>().map(|rate| rate.0);
+        assert_eq!(rate("1MiB"), Ok(1 << 20));
+        assert!(rate("1KiB").is_err() && rate("0").is_err());
     }
 
     #[test]

@@ -157,8 +157,12 @@ impl Spool {
         };
         // Whether it can be written to shows now, and not when there is something to lose.
         let trial = directory.join(format!("trial{UNFINISHED}"));
-        Self::write_file(&trial, &[b""])?;
-        fs::remove_file(&trial).map_err(|source| failed("remove from", source))?;
+        match Self::write_file(&trial, &[b""]) {
+            Ok(()) => fs::remove_file(&trial).map_err(|source| failed("remove from", source))?,
+            // What waits is sent, and there is room again.
+            Err(error) if error.is_full() => warn!("{error}"),
+            Err(error) => return Err(error),
+        }
         spool.make_room(0);
         Ok(spool)
     }
@@ -191,7 +195,7 @@ impl Spool {
                 Ok(()) => break,
                 // The disk is full: of what is here, the newest is worth the most. But not all the others, if somebody else takes
                 // whatever becomes free.
-                Err(SpoolError::File { source, .. }) if is_full(&source) && self.remove_oldest_if(still) => {}
+                Err(error) if error.is_full() && self.remove_oldest_if(still) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -369,8 +373,9 @@ impl Spool {
                 .map_err(|source| SpoolError::File { action: "write", path, source })
         });
         if written.is_err() {
-            // It may not have got so far.
+            // One of them is there, or none. What is said not to be there is not to turn up later.
             let _ = fs::remove_file(&unfinished);
+            let _ = fs::remove_file(self.directory.join(name));
         }
         written
     }
@@ -435,8 +440,11 @@ fn is_own(name: &str) -> bool {
     name == "trial" || (number.len() == 20 && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+impl SpoolError {
+    fn is_full(&self) -> bool {
+        let SpoolError::File { source, .. } = self else { return false };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! How a store is reached: by its name, through a proxy where the environment names one, with TLS or without.
 
 use std::{
+    ffi::OsString,
     path::PathBuf,
     pin::Pin,
     task::{Context, Poll},
@@ -60,6 +61,11 @@ pub enum ConnectionError {
     /// A proxy that is not spoken to by HTTP.
     #[error("the proxy {0} of the environment is none of http://; NO_PROXY says what is reached without it")]
     Proxy(String),
+    /// What names a proxy is no address. It may have a password in it, and is not shown.
+    #[error(
+        "{0} in the environment is no address such as http://proxy.example:3128; unset it, or set it to one"
+    )]
+    NoProxy(&'static str),
     /// The address is none.
     #[error("--store-address: {0}")]
     Address(String),
@@ -94,6 +100,7 @@ impl Connections {
                 .map_err(|error| ConnectionError::Address(format!("{}: {error}", flags.store_address)))
         };
         let origin = uri(scheme)?;
+        check_proxies(|name| std::env::var_os(name))?;
         // As gRPC does it, also where there is no TLS.
         let proxy = Matcher::from_env().intercept(&uri("https")?);
         let resolver = Resolver::new();
@@ -179,6 +186,28 @@ impl Route {
     }
 }
 
+/// Whether what names proxies can be read: what cannot is passed over without a word by who evaluates it, and the store would be
+/// spoken to without a proxy.
+fn check_proxies(variable: impl Fn(&str) -> Option<OsString>) -> Result<(), ConnectionError> {
+    for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+        let Some(value) = variable(name).filter(|value| !value.is_empty()) else { continue };
+        let uri = value.to_str().and_then(|text| {
+            let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+            with_scheme.parse::<Uri>().ok()
+        });
+        let is_address = |uri: &Uri| {
+            let host = uri.host().filter(|host| !host.is_empty());
+            let address = uri.authority().and_then(|all| all.as_str().rsplit('@').next());
+            let port = host.zip(address).and_then(|(host, address)| address.strip_prefix(host));
+            port.is_some_and(|port| port.is_empty() || uri.port_u16().is_some())
+        };
+        if !uri.as_ref().is_some_and(is_address) {
+            return Err(ConnectionError::NoProxy(name));
+        }
+    }
+    Ok(())
+}
+
 fn port_of(proxy: &Intercept) -> u16 {
     proxy.uri().port_u16().unwrap_or(80)
 }
@@ -207,6 +236,25 @@ impl Service<Uri> for Route {
                 let connecting = tunnel.call(uri);
                 Box::pin(async move { connecting.await.map_err(Into::into) })
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_names_a_proxy_is_an_address() {
+        let check = |name: &'static str, value: &'static str| {
+            check_proxies(move |asked| (asked == name).then(|| value.into()))
+        };
+        for good in ["", "http://proxy:3128", "proxy:3128", "proxy", "http://user:word@proxy:1", "[::1]:80"] {
+            assert!(check("https_proxy", good).is_ok(), "{good}");
+        }
+        for wrong in ["http://", "http://user:word@proxy:port", "a b", "proxy:99999"] {
+            let error = check("HTTPS_PROXY", wrong).unwrap_err().to_string();
+            assert!(error.contains("HTTPS_PROXY") && !error.contains("word"), "{error}");
         }
     }
 }

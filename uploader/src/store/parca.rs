@@ -83,8 +83,8 @@ impl Parca {
         let connections = Connections::open(flags)?;
         let token = match &flags.bearer_token_file {
             Some(path) => Token::File(SecretFile::open(path, "--bearer-token-file", 1)?),
-            None if flags.bearer_token.is_empty() => Token::None,
-            None => Token::Fixed(Secret::parse(&flags.bearer_token, 1).ok_or(ParcaError::MalformedToken)?),
+            None if flags.bearer_token.0.is_empty() => Token::None,
+            None => Token::Fixed(Secret::parse(&flags.bearer_token.0, 1).ok_or(ParcaError::MalformedToken)?),
         };
         let headers = flags.store_header.iter().filter_map(|header| {
             // Checked when the flag was read.
