@@ -6,7 +6,7 @@ use security::Supervisor;
 use thiserror::Error;
 use tokio::{
     runtime,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
     task::{JoinError, JoinSet},
     time::{sleep, timeout},
@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     collector_client,
+    config::{Config, ConfigError, ConfigFile},
     confine::{Confinement, Needs},
     debuginfo::{self, Allowed, DebugFiles, Known, Offers, Rate, Rules},
     delivery::{self, Delivery},
@@ -39,6 +40,8 @@ const WORKING_THREADS: usize = 12;
 const IDLE_THREAD: Duration = Duration::from_secs(2);
 /// Where name servers listen when an answer is too long for UDP.
 const NAME_SERVERS: u16 = 53;
+/// How often the configuration's file is looked at.
+const CONFIG_EVERY: Duration = Duration::from_secs(2);
 /// How long the end waits for the window that is open.
 const LAST_WINDOW: Duration = Duration::from_secs(5);
 /// How long the end waits for what is being written.
@@ -62,6 +65,9 @@ pub enum AppError {
     /// The store cannot be spoken to with these flags.
     #[error(transparent)]
     Parca(#[from] ParcaError),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The page's token cannot be read.
     #[error(transparent)]
     Token(#[from] SecretError),
@@ -86,6 +92,7 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
     let sinks = Sinks { local, spool: sending.as_ref().map(|sending| Arc::clone(&sending.spool)) };
     let supervisor = Supervisor::of_environment()?;
     let token = flags.http_token_file.as_deref().map(Token::read).transpose()?;
+    let config = Configuration::open(flags)?;
     let confinement = policy::lock_down(&needs(flags, sending.as_ref()))?;
     // One thread for all that waits; what blocks has others.
     let runtime = runtime::Builder::new_current_thread()
@@ -94,7 +101,7 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
         .thread_keep_alive(IDLE_THREAD)
         .thread_name("work")
         .build()?;
-    let result = runtime.block_on(serve(flags, sinks, sending, token, confinement, &supervisor));
+    let result = runtime.block_on(serve(flags, sinks, sending, token, config, confinement, &supervisor));
     // Threads that are stuck in a read do not hold up the end.
     runtime.shutdown_timeout(LAST_WORK);
     result
@@ -105,7 +112,12 @@ fn needs(flags: &Flags, sending: Option<&Sending>) -> Needs {
     let (HttpAddress::Every(port) | HttpAddress::Host(_, port)) = flags.http_address;
     let mut needs = Needs {
         folders: flags.local_store_directory.iter().cloned().collect(),
-        files: flags.http_token_file.iter().cloned().collect(),
+        files: flags
+            .http_token_file
+            .iter()
+            .cloned()
+            .chain(flags.selection.config_path().map(Into::into))
+            .collect(),
         listens_on: port,
         connects_to: Vec::new(),
     };
@@ -158,6 +170,7 @@ async fn serve(
     sinks: Sinks,
     sending: Option<Sending>,
     token: Option<Token>,
+    config: Configuration,
     confinement: Confinement,
     supervisor: &Supervisor,
 ) -> Result<(), AppError> {
@@ -178,7 +191,9 @@ async fn serve(
     }
 
     let window = flags.window();
-    let maker = TargetMaker::new(&flags.node, flags.external_labels());
+    let mut maker =
+        TargetMaker::new(&flags.node, flags.external_labels()).with_selection(flags.selection.selection());
+    maker.set_rules(config.1.rules);
     let name_cache = usize::try_from(flags.name_cache_size.0).unwrap_or(usize::MAX);
     let debug_info = sending.as_ref().and_then(|sending| sending.debug_info.clone());
     let (shared, outbox) = Shared::new(maker, flags.thread_labels, name_cache, window, debug_info.clone());
@@ -207,6 +222,8 @@ async fn serve(
     running.spawn(server::serve(listener, router, window));
     let (stop, stopped) = oneshot::channel();
     let mut windows = tokio::spawn(windows::run(Arc::clone(&shared), window, sinks, stopped));
+    let hang_up = signal(SignalKind::hangup())?;
+    running.spawn(follow(Arc::clone(&shared), config.0, hang_up));
     running.spawn(collector_client::run(shared, flags.collector_socket.clone(), outbox));
     supervisor.ready();
     tokio::select! {
@@ -223,6 +240,41 @@ async fn serve(
         warn!("the last window could not be finished within {} seconds", LAST_WINDOW.as_secs());
     }
     Ok(())
+}
+
+/// The configuration: its file, if there is one, and what it says.
+struct Configuration(Option<ConfigFile>, Config);
+
+impl Configuration {
+    fn open(flags: &Flags) -> Result<Self, ConfigError> {
+        let Some(path) = flags.selection.config_path() else {
+            return Ok(Configuration(None, Config::default()));
+        };
+        let (file, config) = ConfigFile::open(path)?;
+        Ok(Configuration(Some(file), config))
+    }
+}
+
+/// Follows the configuration as it changes. Never ends.
+async fn follow(shared: Arc<Shared>, mut file: Option<ConfigFile>, mut hang_up: Signal) {
+    loop {
+        let is_told = timeout(CONFIG_EVERY, hang_up.recv()).await.is_ok();
+        let Some(file) = &mut file else { continue };
+        let result = if is_told { Some(file.read()) } else { file.changed() };
+        match result {
+            None => {}
+            Some(Ok(config)) => {
+                info!("read the configuration: {} rules for labels", config.rules.len());
+                let mut state = shared.state();
+                state.counts.configurations[0] += 1;
+                state.set_rules(config.rules);
+            }
+            Some(Err(error)) => {
+                warn!("{error}; what it said before stays");
+                shared.state().counts.configurations[1] += 1;
+            }
+        }
+    }
 }
 
 /// How a part has ended.

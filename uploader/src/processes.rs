@@ -1,12 +1,12 @@
 //! Mirror of the collector's processes, for one session: the ids are good for no longer.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use ipc::{Cgroup, CgroupId, Comm, Process, ProcessId};
 
 use crate::{
     printable::printable,
-    targets::{Labels, Owner, TargetMaker, owner},
+    targets::{CgroupFacts, Target, TargetMaker},
 };
 
 /// Most processes that are mirrored. The collector has a bound of its own; this one holds if that is broken.
@@ -18,9 +18,10 @@ const MAX_CGROUPS: usize = 65_536;
 #[derive(Debug)]
 struct Entry {
     comm: String,
+    pid: u32,
     cgroup: Option<CgroupId>,
     /// Made when first asked for.
-    labels: Option<Arc<Labels>>,
+    target: Option<Target>,
     /// The uploader's own number of the process, if it runs code without a file: see [`JitKey`].
     jit: Option<JitKey>,
 }
@@ -33,7 +34,7 @@ pub struct JitKey(pub u32);
 #[derive(Debug, Default)]
 pub struct Processes {
     entries: HashMap<ProcessId, Entry>,
-    cgroups: HashMap<CgroupId, Option<Owner>>,
+    cgroups: HashMap<CgroupId, CgroupFacts>,
     /// Processes and cgroups that were refused, for want of room.
     pub refused: u64,
 }
@@ -53,24 +54,25 @@ impl Processes {
         }
         let comm = printable(&process.comm);
         let jit = self.entries.get(&process.id).and_then(|entry| entry.jit);
-        self.entries.insert(process.id, Entry { comm, cgroup: process.cgroup, labels: None, jit });
+        self.entries
+            .insert(process.id, Entry { comm, pid: process.pid, cgroup: process.cgroup, target: None, jit });
     }
 
     /// A new command name.
     pub fn rename(&mut self, comm: &Comm) {
         if let Some(entry) = self.entries.get_mut(&comm.process) {
             entry.comm = printable(&comm.comm);
-            entry.labels = None;
+            entry.target = None;
         }
     }
 
     /// A set of cgroups.
-    pub fn add_cgroup(&mut self, cgroup: &Cgroup) {
+    pub fn add_cgroup(&mut self, cgroup: &Cgroup, maker: &TargetMaker) {
         if self.cgroups.len() >= MAX_CGROUPS && !self.cgroups.contains_key(&cgroup.id) {
             self.refused += 1;
             return;
         }
-        self.cgroups.insert(cgroup.id, owner(&cgroup.text));
+        self.cgroups.insert(cgroup.id, maker.cgroup(&cgroup.text));
     }
 
     /// The end of a process; the uploader's number of it, if it has one.
@@ -79,13 +81,20 @@ impl Processes {
     }
 
     /// The target that a process belongs to; `None` if the process is not known.
-    pub fn labels(&mut self, process: ProcessId, maker: &TargetMaker) -> Option<Arc<Labels>> {
+    pub fn target(&mut self, process: ProcessId, maker: &TargetMaker) -> Option<Target> {
         let entry = self.entries.get_mut(&process)?;
-        let labels = entry.labels.get_or_insert_with(|| {
-            let owner = entry.cgroup.and_then(|cgroup| self.cgroups.get(&cgroup)).and_then(Option::as_ref);
-            maker.labels(&entry.comm, owner)
+        let target = entry.target.get_or_insert_with(|| {
+            let cgroup = entry.cgroup.and_then(|cgroup| self.cgroups.get(&cgroup));
+            maker.target(&entry.comm, Some(entry.pid), cgroup)
         });
-        Some(Arc::clone(labels))
+        Some(target.clone())
+    }
+
+    /// All targets are to be made again: the rules are others.
+    pub fn forget_targets(&mut self) {
+        for entry in self.entries.values_mut() {
+            entry.target = None;
+        }
     }
 
     /// The uploader's number of a process, made by `make` if it has none yet; `None` if the process is not known.
@@ -124,18 +133,23 @@ mod tests {
         let maker = TargetMaker::new("n", []);
         let mut processes = Processes::default();
         let id = ProcessId(1);
-        assert_eq!(processes.labels(id, &maker), None);
+        assert_eq!(processes.target(id, &maker), None);
         let text = b"0::/system.slice/a.service".to_vec();
-        processes.add_cgroup(&Cgroup { id: CgroupId(1), text });
+        processes.add_cgroup(&Cgroup { id: CgroupId(1), text }, &maker);
         processes.add(&process(1, b"x\xff"));
-        let labels = processes.labels(id, &maker).unwrap();
-        assert_eq!(labels.to_string(), r#"{comm="x\\xff", node="n", systemd_unit="a.service"}"#);
-        assert!(Arc::ptr_eq(&labels, &processes.labels(id, &maker).unwrap()), "made once");
+        let mut labels = || match processes.target(id, &maker) {
+            Some(Target::Of(labels)) => labels,
+            other => panic!("{other:?}"),
+        };
+        let first = labels();
+        assert_eq!(first.to_string(), r#"{comm="x\\xff", node="n", systemd_unit="a.service"}"#);
+        assert!(std::sync::Arc::ptr_eq(&first, &labels()), "made once");
 
         processes.rename(&Comm { process: id, comm: b"y".to_vec() });
-        assert_eq!(processes.labels(id, &maker).unwrap().get("comm"), "y");
+        let Some(Target::Of(labels)) = processes.target(id, &maker) else { panic!("no target") };
+        assert_eq!(labels.get("comm"), "y");
         assert_eq!(processes.remove(id), None);
-        assert_eq!(processes.labels(id, &maker), None);
+        assert_eq!(processes.target(id, &maker), None);
         assert_eq!(processes.len(), 0);
     }
 
@@ -153,10 +167,11 @@ mod tests {
 
     #[test]
     fn growth_is_bounded() {
+        let maker = TargetMaker::new("n", []);
         let mut processes = Processes::default();
         for id in 0..u32::try_from(MAX_PROCESSES).unwrap() + 100 {
             processes.add(&process(id, b""));
-            processes.add_cgroup(&Cgroup { id: CgroupId(id), text: vec![] });
+            processes.add_cgroup(&Cgroup { id: CgroupId(id), text: vec![] }, &maker);
         }
         assert_eq!((processes.len(), processes.cgroups()), (MAX_PROCESSES, MAX_CGROUPS));
         assert_eq!(processes.refused, 200);

@@ -3,15 +3,16 @@
 
 use std::{
     fmt,
-    fs::{self, File, Metadata},
+    fs::{self, File},
     io::{self, Read},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use thiserror::Error;
 use tracing::{info, warn};
+
+use crate::stamp::Stamp;
 
 /// Longest secret, in bytes.
 const MAX_LENGTH: u64 = 16 * 1024;
@@ -65,21 +66,6 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(not shown)")
-    }
-}
-
-/// What changes about a file when it has something else in it, or is another one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Stamp([i64; 5], [u64; 2]);
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
-        let [a, b, c, d] = times;
-        Stamp(
-            [a, b, c, d, i64::try_from(metadata.size()).unwrap_or(i64::MAX)],
-            [metadata.dev(), metadata.ino()],
-        )
     }
 }
 

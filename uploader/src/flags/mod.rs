@@ -1,6 +1,7 @@
 //! The command line: the seed's flags with the seed's names, defaults and forms, and some of our own.
 
 mod refused;
+mod selection;
 mod store;
 mod values;
 
@@ -8,6 +9,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+pub use selection::SelectionFlags;
 pub use store::{BatchInterval, DebugInfoFlags, PathRule, StoreAddress, StoreFlags, StoreHeader};
 pub use values::{ByteSize, ExternalLabels, HttpAddress, ProfilingDuration, ValueError};
 
@@ -90,6 +92,10 @@ pub struct Flags {
     /// Most bytes that --local-store-directory may hold; the oldest profiles go first
     #[arg(long, default_value = "1GiB", value_name = "SIZE")]
     pub local_store_size: ByteSize,
+
+    /// What is profiled
+    #[command(flatten)]
+    pub selection: SelectionFlags,
 
     /// Where profiles are sent
     #[command(flatten)]

@@ -26,18 +26,11 @@ const fn boolean(name: &'static str, feature: &'static str) -> Refused {
 }
 
 const KUBERNETES: &str = "discover Kubernetes containers";
-const SYSTEMD: &str = "be told which systemd units to profile";
 
 const REFUSED: &[Refused] = &[
-    text("sampling-ratio", &["1", "1.0"], "profile only a part of the targets"),
     boolean("kubernetes", KUBERNETES),
     text("pod-label-selector", &[], KUBERNETES),
-    text("systemd-units", &[], SYSTEMD),
     text("socket-path", &[], "ask a container runtime"),
-    text("systemd-cgroup-path", &[], SYSTEMD),
-    text("cgroups", &[], "be told which cgroups to profile"),
-    text("cgroup-path", &[], "be told which cgroups to profile"),
-    text("config-path", &[], "read a configuration file"),
 ];
 
 /// The definitions of all refused flags.
@@ -103,7 +96,6 @@ mod tests {
                 assert!(parse(&argument).is_ok(), "{argument}");
             }
         }
-        assert!(parse("--sampling-ratio=0.5").is_err());
         assert!(parse("--kubernetes=true").is_err());
         assert!(parse("--kubernetes=no").unwrap_err().to_string().contains("true or false"));
     }

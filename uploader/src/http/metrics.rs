@@ -241,6 +241,12 @@ fn own(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
     encoder.counter("profiles", "Profiles made", counts.profiles)?;
     let dropped = [("window_queue_full", counts.samples_dropped)];
     encoder.counters("samples_dropped", "Samples that the uploader threw away", "reason", dropped)?;
+    let help = "Samples of what is not to be profiled, by flags or rules";
+    encoder.counter("samples_not_selected", help, counts.samples_not_selected)?;
+    let [read, refused_configurations] = counts.configurations;
+    let outcomes = [("read", read), ("refused", refused_configurations)];
+    let help = "Times that the configuration had changed, by what came of reading it";
+    encoder.counters("configurations", help, "outcome", outcomes)?;
     let help = "Windows thrown away, because those before them were not finished";
     encoder.counter("windows_dropped", help, counts.windows_dropped)?;
     let degraded = [

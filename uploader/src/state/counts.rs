@@ -69,6 +69,10 @@ pub struct Counts {
     pub samples_guessed: u64,
     /// Samples of processes that the collector has not spoken of: kept, under the name of their thread.
     pub samples_unknown_process: u64,
+    /// Samples of what is not to be profiled: by flags or rules.
+    pub samples_not_selected: u64,
+    /// Configurations that were read, and those of them that were refused.
+    pub configurations: [u64; 2],
     /// Frames in executables that the collector has not spoken of.
     pub frames_unknown_executable: u64,
     /// Samples of which part was merged into a marked stack or target, because a window was full.

@@ -24,6 +24,7 @@ use crate::{
     executables::{ExecutableKey, Executables, Facts},
     processes::Processes,
     profile::{Profiles, Window},
+    relabel::Rules,
     rows::{MAX_TABLES, Table, Wanted},
     symbols::{JitProcesses, KernelNames, Modules, NameCache, TableCache},
     targets::TargetMaker,
@@ -218,6 +219,12 @@ impl State {
         self.rows_wanted.clear();
     }
 
+    /// Labels are made by these rules from now on.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.maker.set_rules(rules);
+        self.processes.forget_targets();
+    }
+
     /// Whether a collector is connected.
     pub fn is_connected(&self) -> bool {
         self.welcome.is_some()
@@ -245,7 +252,7 @@ impl State {
                 self.modules.set(&symbols.modules);
                 return Ok(file.map(Job::KernelSymbols).into_iter().collect());
             }
-            (_, FromCollector::Cgroup(cgroup)) => self.processes.add_cgroup(&cgroup),
+            (_, FromCollector::Cgroup(cgroup)) => self.processes.add_cgroup(&cgroup, &self.maker),
             (_, FromCollector::Process(process)) => self.processes.add(&process),
             (_, FromCollector::Comm(comm)) => self.processes.rename(&comm),
             (_, FromCollector::Executable(executable)) => return Ok(self.executable(&executable, file, now)),

@@ -11,6 +11,7 @@ use crate::{
     printable::printable,
     processes::JitKey,
     profile::{Frame, Thread},
+    targets::Target,
 };
 
 /// Most names of threads that are kept for a window; more are made anew each time.
@@ -38,10 +39,14 @@ impl State {
         self.counts.samples += 1;
         let guessed = sample.guessed > 0;
         self.counts.samples_guessed += u64::from(guessed);
-        let labels = self.processes.labels(sample.process, &self.maker).unwrap_or_else(|| {
+        let target = self.processes.target(sample.process, &self.maker).unwrap_or_else(|| {
             self.counts.samples_unknown_process += 1;
-            self.maker.labels(&printable(&sample.thread_comm), None)
+            self.maker.target(&printable(&sample.thread_comm), None, None)
         });
+        let Target::Of(labels) = target else {
+            self.counts.samples_not_selected += 1;
+            return;
+        };
         let frames = self.frames(sample);
         let name = self.thread_labels.then(|| self.thread_names.get(&sample.thread_comm));
         let thread = name.map(|name| Thread { id: sample.tid, name });

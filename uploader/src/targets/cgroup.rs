@@ -31,7 +31,14 @@ const MAX_LINES: usize = 64;
 
 /// What the process with this text of `/proc/PID/cgroup` belongs to.
 pub fn owner(text: &[u8]) -> Option<Owner> {
-    let mut paths: Vec<(u8, Vec<&str>)> = text
+    let paths: Vec<Vec<&str>> = paths(text).into_iter().map(components).collect();
+    let container = paths.iter().find_map(|path| container(path)).map(Owner::Container);
+    container.or_else(|| paths.iter().find_map(|path| unit(path)).map(Owner::Unit))
+}
+
+/// The paths of a text of `/proc/PID/cgroup`, in the order in which they are asked.
+pub fn paths(text: &[u8]) -> Vec<&str> {
+    let mut paths: Vec<(u8, &str)> = text
         .split(|byte| *byte == b'\n')
         .take(MAX_LINES)
         .filter_map(|line| std::str::from_utf8(line).ok())
@@ -44,13 +51,15 @@ pub fn owner(text: &[u8]) -> Option<Owner> {
                 _ => 2,
             };
             // The kernel's mark of a cgroup that was removed while the process was in it.
-            let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-            Some((rank, path.split('/').filter(|part| !matches!(*part, "" | "." | "..")).collect()))
+            Some((rank, path.strip_suffix(" (deleted)").unwrap_or(path)))
         })
         .collect();
     paths.sort_by_key(|(rank, _)| *rank);
-    let container = paths.iter().find_map(|(_, path)| container(path)).map(Owner::Container);
-    container.or_else(|| paths.iter().find_map(|(_, path)| unit(path)).map(Owner::Unit))
+    paths.into_iter().map(|(_, path)| path).collect()
+}
+
+fn components(path: &str) -> Vec<&str> {
+    path.split('/').filter(|part| !matches!(*part, "" | "." | "..")).collect()
 }
 
 /// The innermost container of a path.

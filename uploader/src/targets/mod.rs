@@ -1,10 +1,17 @@
 //! Targets: what a profile is of. A target is a set of labels; processes with the same labels are one target.
 
 mod cgroup;
+mod selection;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-pub use cgroup::{Owner, owner};
+pub use cgroup::{Owner, owner, paths};
+pub use selection::{Pattern, Selection};
+
+use crate::{
+    printable::printable,
+    relabel::{Rules, Verdict},
+};
 
 /// The labels of a target, in the order of their names.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, serde::Serialize)]
@@ -30,11 +37,33 @@ impl fmt::Display for Labels {
     }
 }
 
+/// Of which target a process is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// Of the one with these labels.
+    Of(Arc<Labels>),
+    /// Of none: it is not profiled.
+    NotSelected,
+}
+
+/// What is known of a set of cgroups.
+#[derive(Clone, Debug)]
+pub struct CgroupFacts {
+    owner: Option<Owner>,
+    /// The path in the hierarchy that has an owner, or in the first.
+    path: String,
+    is_selected: bool,
+}
+
 /// Makes targets from what is known of a process.
 #[derive(Clone, Debug)]
 pub struct TargetMaker {
     /// The labels of every target: `node` and the external ones.
     common: BTreeMap<String, String>,
+    /// Labels for the rules alone that are the same for all.
+    common_meta: BTreeMap<String, String>,
+    rules: Rules,
+    selection: Selection,
 }
 
 impl TargetMaker {
@@ -42,7 +71,56 @@ impl TargetMaker {
     pub fn new(node: &str, external: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut common: BTreeMap<_, _> = external.into_iter().collect();
         common.insert("node".into(), node.into());
-        TargetMaker { common }
+        let uname = rustix::system::uname();
+        let common_meta = [
+            ("__meta_system_kernel_machine", uname.machine()),
+            ("__meta_system_kernel_release", uname.release()),
+        ];
+        let common_meta =
+            common_meta.map(|(name, value)| (name.to_owned(), printable(value.to_bytes()))).into();
+        TargetMaker { common, common_meta, rules: Rules::default(), selection: Selection::default() }
+    }
+
+    /// The same, for what is selected alone.
+    #[must_use]
+    pub fn with_selection(self, selection: Selection) -> Self {
+        TargetMaker { selection, ..self }
+    }
+
+    /// Changes the rules for labels.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
+    /// What a text of `/proc/PID/cgroup` says.
+    pub fn cgroup(&self, text: &[u8]) -> CgroupFacts {
+        let (owner, paths) = (owner(text), paths(text));
+        let is_selected = self.selection.selects(&paths, owner.as_ref());
+        let named = paths
+            .iter()
+            .find(|path| owner.is_some() && self::owner(format!("0::{path}").as_bytes()) == owner);
+        let path = printable(named.or(paths.first()).unwrap_or(&"").as_bytes());
+        CgroupFacts { owner, path, is_selected }
+    }
+
+    /// The target of a process with this command name (already text).
+    pub fn target(&self, comm: &str, pid: Option<u32>, cgroup: Option<&CgroupFacts>) -> Target {
+        let is_selected = cgroup.map_or_else(|| self.selection.selects(&[], None), |facts| facts.is_selected);
+        if !is_selected {
+            return Target::NotSelected;
+        }
+        let mut labels = self.labels(comm, cgroup.and_then(|facts| facts.owner.as_ref()));
+        if !self.rules.is_empty() {
+            let mut all = (*labels).clone().0;
+            all.extend(self.common_meta.clone());
+            all.extend(pid.map(|pid| ("__meta_process_pid".to_owned(), pid.to_string())));
+            all.extend(cgroup.map(|facts| ("__meta_process_cgroup".to_owned(), facts.path.clone())));
+            match self.rules.apply(all, |_| ()) {
+                Verdict::Labels(changed) => labels = Arc::new(Labels(changed)),
+                Verdict::Dropped(_) => return Target::NotSelected,
+            }
+        }
+        if self.selection.samples(&labels) { Target::Of(labels) } else { Target::NotSelected }
     }
 
     /// The labels of a process with this command name (already text) in this cgroup.

@@ -1,0 +1,154 @@
+//! What is profiled, and under which labels: flags that name units, cgroups and a part of the targets, and rules in a file that changes.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
+
+use std::{collections::BTreeMap, path::Path};
+
+use rustix::process::Signal;
+use tests::{
+    cgroup::{Cgroup, hierarchy},
+    process::Running,
+    system::{Options, System, alone, publish},
+    wait::wait_for,
+};
+use workloads::{CallTree, Start};
+
+/// Starts a busy program of this name in a cgroup.
+fn busy_in(cgroup: &Cgroup, comm: &str) -> Running {
+    let program = CallTree::standard(comm, Start::Bare).build().unwrap();
+    Running::shell("echo $$ > \"$1\" && exec \"$2\"", &[Path::new(&cgroup.procs()), &program])
+}
+
+fn system(flags: &[&str]) -> System {
+    let uploader_flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    System::start(Options { window: "1s", uploader_flags, ..Options::default() })
+}
+
+/// The labels of all targets that were seen, by command name.
+fn targets(system: &System) -> BTreeMap<String, BTreeMap<String, String>> {
+    let targets: Vec<serde_json::Value> = serde_json::from_slice(&system.get("/api/targets").body).unwrap();
+    let labels = targets
+        .into_iter()
+        .map(|target| serde_json::from_value::<BTreeMap<String, String>>(target["labels"].clone()).unwrap());
+    labels.map(|labels| (labels.get("comm").cloned().unwrap_or_default(), labels)).collect()
+}
+
+fn wait_not_selected(system: &System, samples: f64) {
+    wait_for("others are left out", 60, || {
+        (system.metric("bulkhead_samples_not_selected_total") >= samples).then_some(())
+    });
+}
+
+#[test]
+fn only_what_is_named() {
+    let _alone = alone();
+    let root = hierarchy("cgroup2").expect("cgroup v2 is mounted");
+    let cgroup = |path: &str| Cgroup::create(&root, &format!("bulkhead-test.slice/{path}"));
+    let (one, two, other, work) = (
+        cgroup("chosen@1.service"),
+        cgroup("chosen@2.service"),
+        cgroup("left.service"),
+        cgroup("batch/work"),
+    );
+    let _running = [(&one, "sel-one"), (&two, "sel-two"), (&other, "sel-left"), (&work, "sel-work")]
+        .map(|(cgroup, comm)| busy_in(cgroup, comm));
+    {
+        let system = system(&["--systemd-units=chosen@*,missing", "--cgroups=batch"]);
+        for comm in ["sel-one", "sel-two", "sel-work"] {
+            system.collect(&format!("{{comm=\"{comm}\"}}"), 30, 60);
+        }
+        wait_not_selected(&system, 50.0);
+        let targets = targets(&system);
+        // A shell is in the cgroup for a moment, before it is the program.
+        let strangers =
+            targets.keys().filter(|comm| !["sel-one", "sel-two", "sel-work", "sh"].contains(&comm.as_str()));
+        assert_eq!(strangers.collect::<Vec<_>>(), Vec::<&String>::new(), "{targets:?}");
+        assert_eq!(targets["sel-one"]["systemd_unit"], "chosen@1.service");
+    }
+    // Below another cgroup there is none of them.
+    let system = system(&["--systemd-units=chosen@*", "--cgroup-path=/sys/fs/cgroup/system.slice"]);
+    wait_not_selected(&system, 100.0);
+    assert!(targets(&system).is_empty(), "{:?}", targets(&system));
+}
+
+#[test]
+fn a_part_of_the_targets_is_the_same_after_a_restart() {
+    let _alone = alone();
+    let _running: Vec<_> = (0..8)
+        .map(|number| {
+            Running::start(
+                &CallTree::standard(&format!("part-of-{number}"), Start::Bare).build().unwrap(),
+                &[""; 0],
+            )
+        })
+        .collect();
+    let chosen = |flag: &str| {
+        let system = system(&["--node=selection", flag]);
+        wait_for("windows are over", 60, || (system.metric("bulkhead_windows_total") >= 8.0).then_some(()));
+        targets(&system).into_keys().filter(|comm| comm.starts_with("part-of-")).collect::<Vec<_>>()
+    };
+    assert_eq!(chosen("--sampling-ratio=1").len(), 8);
+    let half = chosen("--sampling-ratio=0.5");
+    assert!(!half.is_empty() && half.len() < 8, "{half:?}");
+    assert_eq!(chosen("--sampling-ratio=0.5"), half);
+    assert!(chosen("--sampling-ratio=0").is_empty());
+}
+
+#[test]
+fn rules_of_a_file_that_changes() {
+    const DROP: &str = "- {source_labels: [comm], regex: rule-left, action: drop}\n";
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let _running = ["rule-kept", "rule-left"]
+        .map(|comm| Running::start(&CallTree::standard(comm, Start::Bare).build().unwrap(), &[""; 0]));
+    let first = format!(
+        "relabel_configs:\n{DROP}- {{source_labels: [__meta_process_cgroup, __meta_system_kernel_machine], regex: '/.*;(.*)', target_label: arch}}\n"
+    );
+    let path = publish(folder.path(), "bulkhead.yaml", &first);
+    let system = system(&[&format!("--config-path={path}"), "--external-label=zone=z"]);
+    let profile = system.collect("{comm=\"rule-kept\",arch=\"x86_64\",zone=\"z\"}", 50, 60);
+    assert!(profile.total() >= 50);
+    wait_not_selected(&system, 50.0);
+    assert!(!targets(&system).contains_key("rule-left"));
+
+    // What changes holds for programs that run already.
+    publish(
+        folder.path(),
+        "bulkhead.yaml",
+        "relabel_configs:\n- {target_label: team, replacement: blue}\n- {regex: zone, action: labeldrop}\n",
+    );
+    system.collect("{comm=\"rule-left\",team=\"blue\",zone=\"\"}", 20, 60);
+    let configurations =
+        |outcome: &str| system.metric(&format!("bulkhead_configurations_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!((configurations("read"), configurations("refused")), (1.0, 0.0));
+
+    // What is wrong changes nothing, and is said once.
+    publish(folder.path(), "bulkhead.yaml", "relabel_configs:\n- {action: explode}\n");
+    wait_for("it is refused", 30, || (configurations("refused") == 1.0).then_some(()));
+    system.collect("{comm=\"rule-left\",team=\"blue\"}", 20, 60);
+    let log = system.place().log("uploader");
+    assert!(
+        log.contains("rule 1: there is no action `explode`") && log.contains("what it said before stays"),
+        "{log}"
+    );
+    // It may be told to look, too.
+    system.signal_uploader(Signal::HUP);
+    wait_for("it looks again", 30, || (configurations("refused") == 2.0).then_some(()));
+    publish(folder.path(), "bulkhead.yaml", "");
+    system.collect("{comm=\"rule-left\",team=\"\",zone=\"z\"}", 20, 60);
+    assert_eq!(system.uploader_status(), None);
+}
+
+#[test]
+fn a_file_that_is_wrong_at_the_start_is_an_error_of_one_line() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = publish(folder.path(), "bulkhead.yaml", "relabel_config: []\n");
+    let place = tests::system::Place::new();
+    let mut running = place.uploader_with(&[format!("--config-path={path}")]);
+    let status = running.wait_end(30);
+    assert!(!status.success());
+    let log = place.log("uploader");
+    assert!(log.contains("bulkhead.yaml (--config-path)") && log.contains("relabel_config"), "{log}");
+    assert_eq!(log.trim_end().lines().count(), 1, "{log}");
+}

@@ -1,0 +1,161 @@
+//! The flags that say what is profiled. Nothing named: the whole machine.
+
+use std::{ffi::OsString, path::Path, str::FromStr};
+
+use clap::Args;
+
+use super::values::ValueError;
+use crate::targets::{Pattern, Selection};
+
+/// Names with commas between them, as the seed took them.
+#[derive(Clone, Default, Debug)]
+pub struct Names(Vec<String>);
+
+impl FromStr for Names {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let names: Vec<String> =
+            text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        for name in &names {
+            Pattern::new(name).map_err(|problem| ValueError::new(&problem))?;
+        }
+        Ok(Names(names))
+    }
+}
+
+/// `--sampling-ratio`: from 0 to 1.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Ratio(pub f64);
+
+impl FromStr for Ratio {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        ratio.map(Ratio).ok_or_else(|| ValueError::new("write a number from 0 to 1, such as 0.1"))
+    }
+}
+
+/// `--cgroup-path`: where the cgroups lie that are named.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct CgroupPath(Vec<String>);
+
+impl FromStr for CgroupPath {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text.is_empty() {
+            return Ok(CgroupPath::default());
+        }
+        // `/proc/PID/cgroup` has paths below the mount of a hierarchy; those of version 1 and of a hybrid have folders of their own.
+        let rest =
+            text.strip_prefix("/sys/fs/cgroup").filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        let rest = rest.ok_or_else(|| ValueError::new("write a path such as /sys/fs/cgroup/system.slice"))?;
+        let mut parts: Vec<String> =
+            rest.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        if parts.first().is_some_and(|first| matches!(first.as_str(), "systemd" | "unified")) {
+            parts.remove(0);
+        }
+        Ok(CgroupPath(parts))
+    }
+}
+
+/// What is profiled.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "What is profiled")]
+pub struct SelectionFlags {
+    /// Profile these systemd units, with commas between them; * and ? stand for what may differ
+    #[arg(long, value_name = "UNIT,...")]
+    pub systemd_units: Vec<Names>,
+
+    /// Profile these cgroups by their names, with what is in them; commas, * and ? as for units
+    #[arg(long, value_name = "NAME,...")]
+    pub cgroups: Vec<Names>,
+
+    /// Take units and cgroups below this one alone
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "",
+        hide_default_value = true,
+        alias = "systemd-cgroup-path"
+    )]
+    pub cgroup_path: CgroupPath,
+
+    /// Profile this part of the targets, from 0 to 1: always the same ones
+    #[arg(long, value_name = "PART", default_value = "1")]
+    pub sampling_ratio: Ratio,
+
+    /// File (YAML) with rules by which labels are changed
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "",
+        hide_default_value = true,
+        help = "File (YAML) with relabel_configs, the rules by which labels are changed; read again when it changes, and at SIGHUP"
+    )]
+    pub config_path: OsString,
+}
+
+impl SelectionFlags {
+    /// What they say together.
+    pub fn selection(&self) -> Selection {
+        let names = |lists: &[Names], make: fn(&str) -> Result<Pattern, String>| {
+            // Checked when the flag was read.
+            lists.iter().flat_map(|list| &list.0).filter_map(|name| make(name).ok()).collect()
+        };
+        Selection {
+            units: names(&self.systemd_units, Pattern::of_unit),
+            cgroups: names(&self.cgroups, Pattern::new),
+            below: self.cgroup_path.0.clone(),
+            ratio: self.sampling_ratio.0,
+        }
+    }
+
+    /// The file that is named, if one is.
+    pub fn config_path(&self) -> Option<&Path> {
+        Some(Path::new(&self.config_path)).filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::flags::Flags;
+
+    #[test]
+    fn as_the_seed_wrote_them() {
+        let line = [
+            "bulkhead-uploader",
+            "--systemd-units=a.service,b@*.service",
+            "--cgroups=work, batch",
+            "--systemd-cgroup-path=/sys/fs/cgroup/systemd/system.slice",
+            "--sampling-ratio=0.5",
+            "--config-path=",
+        ];
+        let flags = Flags::parse_line(line).unwrap().selection;
+        let selection = flags.selection();
+        assert_eq!((selection.units.len(), selection.cgroups.len(), selection.ratio), (2, 2, 0.5));
+        assert_eq!(selection.below, ["system.slice"]);
+        assert_eq!(flags.config_path(), None);
+        for nothing in
+            ["--systemd-units=", "--cgroups=", "--cgroup-path=", "--cgroup-path=/sys/fs/cgroup/unified"]
+        {
+            let selection = Flags::parse_line(["bulkhead-uploader", nothing]).unwrap().selection.selection();
+            assert!(selection.units.is_empty() && selection.cgroups.is_empty() && selection.below.is_empty());
+        }
+        for wrong in [
+            "--sampling-ratio=2",
+            "--sampling-ratio=-1",
+            "--sampling-ratio=x",
+            "--sampling-ratio=NaN",
+            "--cgroup-path=/tmp",
+        ] {
+            assert_eq!(
+                Flags::parse_line(["bulkhead-uploader", wrong]).unwrap_err().exit_code(),
+                2,
+                "{wrong}"
+            );
+        }
+    }
+}

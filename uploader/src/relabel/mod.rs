@@ -1,0 +1,140 @@
+//! Relabelling as Prometheus has it (`relabel_config` in its documentation, "Configuration"): rules that change the labels of a target one
+//! after the other, or say that it is none.
+
+mod rule;
+
+use std::collections::BTreeMap;
+
+use md5::{Digest as _, Md5};
+
+use rule::{Action, Rule};
+pub use rule::{RuleError, RuleText};
+
+/// Most labels that a target may come to have.
+const MAX_LABELS: usize = 128;
+/// Longest value that a rule may make, in bytes.
+const MAX_VALUE: usize = 4096;
+
+/// The labels that rules see and change.
+pub type LabelMap = BTreeMap<String, String>;
+
+/// Rules, in their order.
+#[derive(Clone, Default, Debug)]
+pub struct Rules(Vec<Rule>);
+
+/// What rules have made of labels.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// These.
+    Labels(LabelMap),
+    /// It is no target: the rule with this number (from 1) says so.
+    Dropped(usize),
+}
+
+impl Rules {
+    /// Compiles the rules of a file. The error says which rule is wrong, from 1.
+    pub fn compile(texts: Vec<RuleText>) -> Result<Self, (usize, RuleError)> {
+        let rules = texts
+            .into_iter()
+            .enumerate()
+            .map(|(index, text)| Rule::compile(text).map_err(|error| (index + 1, error)));
+        rules.collect::<Result<_, _>>().map(Rules)
+    }
+
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What becomes of labels; `changed` is told the number of each rule that has made a difference.
+    pub fn apply(&self, mut labels: LabelMap, mut changed: impl FnMut(usize)) -> Verdict {
+        for (index, rule) in self.0.iter().enumerate() {
+            let before = labels.clone();
+            if !rule.apply(&mut labels) {
+                return Verdict::Dropped(index + 1);
+            }
+            // A label without a value is none.
+            labels.retain(|_, value| !value.is_empty());
+            if labels != before {
+                changed(index + 1);
+            }
+        }
+        // Those that were there for the rules alone.
+        labels.retain(|name, _| !name.starts_with("__"));
+        Verdict::Labels(labels)
+    }
+}
+
+impl Rule {
+    /// Changes labels; `false`: they are of no target.
+    fn apply(&self, labels: &mut LabelMap) -> bool {
+        let source = || {
+            let values = self.source_labels.iter().map(|name| labels.get(name).map_or("", String::as_str));
+            values.collect::<Vec<_>>().join(&self.separator)
+        };
+        match &self.action {
+            Action::Keep => return self.regex.is_match(&source()),
+            Action::Drop => return !self.regex.is_match(&source()),
+            Action::KeepEqual(target) => return labels.get(target).map_or("", String::as_str) == source(),
+            Action::DropEqual(target) => return labels.get(target).map_or("", String::as_str) != source(),
+            Action::Replace { target, replacement } => {
+                let source = source();
+                if let Some(groups) = self.regex.captures(&source) {
+                    let (mut name, mut value) = (String::new(), String::new());
+                    groups.expand(target, &mut name);
+                    groups.expand(replacement, &mut value);
+                    if rule::is_label_name(&name) {
+                        set(labels, name, value);
+                    }
+                }
+            }
+            Action::Lowercase(target) => {
+                let value = source().to_lowercase();
+                set(labels, target.clone(), value);
+            }
+            Action::Uppercase(target) => {
+                let value = source().to_uppercase();
+                set(labels, target.clone(), value);
+            }
+            Action::HashMod { target, modulus } => {
+                // As Prometheus hashes: the last eight bytes of the MD5 sum.
+                let sum = Md5::digest(source());
+                let last = sum[8..].iter().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
+                set(labels, target.clone(), (last % modulus).to_string());
+            }
+            Action::LabelMap { replacement } => {
+                let mut mapped = Vec::new();
+                for (name, value) in labels.iter() {
+                    if let Some(groups) = self.regex.captures(name) {
+                        let mut to = String::new();
+                        groups.expand(replacement, &mut to);
+                        mapped.push((to, value.clone()));
+                    }
+                }
+                for (name, value) in mapped.into_iter().filter(|(name, _)| rule::is_label_name(name)) {
+                    set(labels, name, value);
+                }
+            }
+            Action::LabelDrop => labels.retain(|name, _| !self.regex.is_match(name)),
+            Action::LabelKeep => labels.retain(|name, _| self.regex.is_match(name)),
+        }
+        true
+    }
+}
+
+fn set(labels: &mut LabelMap, name: String, mut value: String) {
+    if labels.len() >= MAX_LABELS && !labels.contains_key(&name) {
+        return;
+    }
+    let end = value.floor_char_boundary(MAX_VALUE);
+    value.truncate(end);
+    labels.insert(name, value);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! What is profiled: the whole machine, or the systemd units and cgroups that flags name; of these, a part.
+
+use regex::Regex;
+
+use super::{Labels, Owner};
+use crate::expression::whole;
+
+/// A name with `*` (any text) and `?` (any character) in it, as systemctl takes them.
+#[derive(Clone, Debug)]
+pub struct Pattern(Regex);
+
+impl Pattern {
+    /// Compiles one.
+    pub fn new(text: &str) -> Result<Self, String> {
+        whole(&regex::escape(text).replace(r"\*", ".*").replace(r"\?", ".")).map(Pattern)
+    }
+
+    /// The name of a unit: without a suffix it is a service's, as for systemctl.
+    pub fn of_unit(text: &str) -> Result<Self, String> {
+        const KINDS: [&str; 6] = [".service", ".scope", ".socket", ".mount", ".swap", "*"];
+        let has_kind = KINDS.iter().any(|kind| text.ends_with(kind));
+        if has_kind { Self::new(text) } else { Self::new(&format!("{text}.service")) }
+    }
+
+    fn matches(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+}
+
+/// What is profiled.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// Units by their names.
+    pub units: Vec<Pattern>,
+    /// Cgroups by their names, at any depth below [`Selection::below`], with all that is in them.
+    pub cgroups: Vec<Pattern>,
+    /// Components of the cgroup that all of these are in.
+    pub below: Vec<String>,
+    /// The part of targets that is profiled, from 0 to 1.
+    pub ratio: f64,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Selection { units: Vec::new(), cgroups: Vec::new(), below: Vec::new(), ratio: 1.0 }
+    }
+}
+
+impl Selection {
+    /// Whether a process is profiled that is in these cgroups (paths of `/proc/PID/cgroup`) and belongs to this.
+    pub fn selects(&self, paths: &[&str], owner: Option<&Owner>) -> bool {
+        if self.units.is_empty() && self.cgroups.is_empty() {
+            return true;
+        }
+        let mut below = paths.iter().filter_map(|path| {
+            let components: Vec<&str> = path.split('/').filter(|component| !component.is_empty()).collect();
+            let is_below = components.len() >= self.below.len()
+                && components.iter().zip(&self.below).all(|(one, other)| one == other);
+            is_below.then(|| components[self.below.len()..].to_vec())
+        });
+        if let Some(Owner::Unit(unit)) = owner
+            && self.units.iter().any(|pattern| pattern.matches(unit))
+        {
+            return self.below.is_empty() || below.next().is_some();
+        }
+        below.flatten().any(|component| self.cgroups.iter().any(|pattern| pattern.matches(component)))
+    }
+
+    /// Whether a target is in the part that is profiled: always the same ones, by a hash of their labels (FNV-1a of 32 bits over names and
+    /// values in the order of the names), as the early agent chose them.
+    pub fn samples(&self, labels: &Labels) -> bool {
+        if self.ratio >= 1.0 {
+            return true;
+        }
+        let bytes = labels.0.iter().flat_map(|(name, value)| name.bytes().chain(value.bytes()));
+        let hash =
+            bytes.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        f64::from(hash) <= f64::from(u32::MAX) * self.ratio
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selection(units: &[&str], cgroups: &[&str], below: &[&str]) -> Selection {
+        Selection {
+            units: units.iter().map(|text| Pattern::of_unit(text).unwrap()).collect(),
+            cgroups: cgroups.iter().map(|text| Pattern::new(text).unwrap()).collect(),
+            below: below.iter().map(|text| (*text).to_owned()).collect(),
+            ratio: 1.0,
+        }
+    }
+
+    #[test]
+    fn units_and_cgroups_by_name() {
+        let unit = |name: &str| Some(Owner::Unit(name.to_owned()));
+        for (units, cgroups, below, path, owner, is_selected) in [
+            (&[][..], &[][..], &[][..], "/", None, true),
+            (&["a.service"], &[], &[], "/system.slice/a.service", unit("a.service"), true),
+            (&["a"], &[], &[], "/system.slice/a.service", unit("a.service"), true),
+            (&["a.service"], &[], &[], "/system.slice/aa.service", unit("aa.service"), false),
+            (&["a.service"], &[], &[], "/", None, false),
+            (&["b@*.service"], &[], &[], "/system.slice/b@1.service", unit("b@1.service"), true),
+            (&["b@*"], &[], &[], "/system.slice/b@1.service", unit("b@1.service"), true),
+            (&["b@?"], &[], &[], "/system.slice/b@12.service", unit("b@12.service"), false),
+            (&["a.b"], &[], &[], "/system.slice/axb.service", unit("axb.service"), false),
+            (&["a"], &[], &["system.slice"], "/system.slice/a.service", unit("a.service"), true),
+            (&["a"], &[], &["user.slice"], "/system.slice/a.service", unit("a.service"), false),
+            (&[], &["work"], &[], "/batch/work/inner", None, true),
+            (&[], &["work"], &["batch"], "/batch/work", None, true),
+            (&[], &["batch"], &["batch"], "/batch/work", None, false),
+            (&[], &["work"], &["batch"], "/other/work", None, false),
+            (&["a"], &["work"], &[], "/work", None, true),
+        ] {
+            let selection = selection(units, cgroups, below);
+            assert_eq!(
+                selection.selects(&[path], owner.as_ref()),
+                is_selected,
+                "{units:?} {cgroups:?} {below:?} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_part_is_always_the_same_and_as_large_as_asked_for() {
+        let labels = |number: usize| Labels([("comm".to_owned(), format!("program-{number}"))].into());
+        let chosen = |ratio| {
+            let selection = Selection { ratio, ..Selection::default() };
+            (0..10_000).filter(|number| selection.samples(&labels(*number))).collect::<Vec<_>>()
+        };
+        let (some, more) = (chosen(0.1), chosen(0.5));
+        assert!(
+            (900..1100).contains(&some.len()) && (4800..5200).contains(&more.len()),
+            "{} {}",
+            some.len(),
+            more.len()
+        );
+        assert!(some.iter().all(|number| more.contains(number)), "a larger part has the smaller one in it");
+        assert_eq!((chosen(0.1), chosen(0.0).len(), chosen(1.0).len()), (some, 0, 10_000));
+        // The hash of "foobar" in the authors' own table of FNV-1a: 0xbf9cf968.
+        let foobar = Labels([("foo".to_owned(), "bar".to_owned())].into());
+        let part = f64::from(0xbf9c_f968_u32) / f64::from(u32::MAX);
+        assert!(Selection { ratio: part + 1e-9, ..Selection::default() }.samples(&foobar));
+        assert!(!Selection { ratio: part - 1e-9, ..Selection::default() }.samples(&foobar));
+    }
+}
