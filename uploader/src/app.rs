@@ -258,8 +258,12 @@ impl Configuration {
 /// Follows the configuration as it changes. Never ends.
 async fn follow(shared: Arc<Shared>, mut file: Option<ConfigFile>, mut hang_up: Signal) {
     loop {
+        let Some(file) = &mut file else {
+            // There is nothing to read, and no reason to end.
+            hang_up.recv().await;
+            continue;
+        };
         let is_told = timeout(CONFIG_EVERY, hang_up.recv()).await.is_ok();
-        let Some(file) = &mut file else { continue };
         let result = if is_told { Some(file.read()) } else { file.changed() };
         match result {
             None => {}
