@@ -1,3 +1,5 @@
+//! Each action, as Prometheus describes it, and what a file may not say.
+
 use super::*;
 
 fn labels(pairs: &[(&str, &str)]) -> LabelMap {
