@@ -120,11 +120,13 @@ impl ConfigFile {
 
     /// What it says now.
     pub fn read(&mut self) -> Result<Config, ConfigError> {
+        // As it was before: what is written meanwhile is another file.
+        let before = fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata));
         let result = read(&self.path);
         // What is wrong is said once.
         self.stamp = match &result {
             Ok((_, stamp)) => Some(*stamp),
-            Err(_) => fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata)),
+            Err(_) => before,
         };
         result.map(|(config, _)| config)
     }
@@ -162,7 +164,9 @@ mod tests {
         fs::write(&path, "relabel_configs:\n- {target_label: zone, replacement: z}\n").unwrap();
         assert_eq!(file.changed().unwrap().unwrap().rules.len(), 1);
         assert!(file.changed().is_none());
-        for wrong in ["scrape_configs: []", "relabel_configs: 7", "a: [", "relabel_configs:\n- {action: x}"] {
+        for wrong in
+            ["scrape_configs: []", "relabel_configs: seven", "a: [", "relabel_configs:\n- {action: x}"]
+        {
             fs::write(&path, wrong).unwrap();
             let error = file.changed().unwrap().unwrap_err().to_string();
             assert!(error.contains("bulkhead.yaml (--config-path)") && !error.contains('\n'), "{error}");

@@ -20,6 +20,8 @@ const PIECE: u64 = 1 << 20;
 const WAITING: usize = 2;
 /// When nothing was taken for so long, nothing will be.
 const STALLED: Duration = Duration::from_mins(1);
+/// How long a server may take to answer once it has all of it: it may bring a GB to a store of its own.
+const ANSWER: Duration = Duration::from_mins(5);
 /// How long the content may take beside what its rate says.
 const BESIDE: Duration = Duration::from_mins(20);
 
@@ -41,15 +43,22 @@ impl Rate {
 
 /// How much of the content was taken.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Progress(Arc<AtomicU64>);
+pub(super) struct Progress {
+    taken: Arc<AtomicU64>,
+    all: u64,
+}
 
 impl Progress {
-    /// Ends when nothing was taken for a minute; the words say so.
+    /// Ends when nothing was taken for a minute; the words say so. Once all was taken it is the answer that is waited for.
     pub(super) async fn stalled(&self) -> String {
-        let mut before = self.0.load(Ordering::Relaxed);
+        let mut before = self.taken.load(Ordering::Relaxed);
         loop {
             sleep(STALLED).await;
-            let now = self.0.load(Ordering::Relaxed);
+            let now = self.taken.load(Ordering::Relaxed);
+            if now >= self.all {
+                sleep(ANSWER).await;
+                return format!("no answer for {} seconds after all was sent", ANSWER.as_secs());
+            }
             if now == before {
                 return format!("nothing was taken for {} seconds, after {now} bytes", STALLED.as_secs());
             }
@@ -66,7 +75,7 @@ pub(super) fn pieces<T: Send + 'static>(
 ) -> (ReceiverStream<T>, Progress) {
     let (sender, receiver) = mpsc::channel(WAITING);
     let (file, size) = (Arc::clone(&copy.file), copy.size);
-    let progress = Progress::default();
+    let progress = Progress { taken: Arc::default(), all: size };
     let taken = progress.clone();
     // No piece takes much longer than a second.
     let most = PIECE.min(rate.0).max(1);
@@ -79,7 +88,7 @@ pub(super) fn pieces<T: Send + 'static>(
                 return;
             }
             at += length;
-            taken.0.store(at, Ordering::Relaxed);
+            taken.taken.store(at, Ordering::Relaxed);
             std::thread::sleep(rate.time(length));
         }
     });
@@ -117,12 +126,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_takes_is_given_up() {
-        let progress = Progress::default();
+        let progress = Progress { taken: Arc::default(), all: 100 };
         let going = progress.clone();
         tokio::spawn(async move {
             for bytes in 1..=10 {
                 sleep(STALLED / 2).await;
-                going.0.store(bytes, Ordering::Relaxed);
+                going.taken.store(bytes, Ordering::Relaxed);
             }
         });
         let begun = tokio::time::Instant::now();

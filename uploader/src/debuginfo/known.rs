@@ -75,7 +75,10 @@ impl Known {
         if id.len() > MAX_ID {
             return false;
         }
-        self.builds.insert(id.to_owned(), Entry { quality, is_ours, since: now() });
+        // What was sent from here stays ours: a file that only claims to be of this build changes nothing when the store wants none of it.
+        let before = self.builds.get(id).filter(|before| before.is_ours && !is_ours);
+        let entry = before.copied().unwrap_or(Entry { quality, is_ours, since: now() });
+        self.builds.insert(id.to_owned(), entry);
         if self.builds.len() > MAX_BUILDS {
             self.forget_oldest();
         }
@@ -165,12 +168,15 @@ mod tests {
         known.add("aa", Quality::Symbols, false);
         known.add("bb", Quality::Dwarf, false);
         known.add("aa", Quality::Dwarf, true);
+        known.add("ours", Quality::Symbols, true);
+        known.add("ours", Quality::Dwarf, false);
         // Nobody honest has such an id.
         assert!(!known.add(&"a".repeat(MAX_ID + 1), Quality::Dwarf, true));
         save(&known);
         let known = Known::open(folder.path(), "a:1");
         let get = |id| known.get(id).map(|entry| (entry.quality, entry.is_ours));
         assert_eq!(get("aa"), Some((Quality::Dwarf, true)));
+        assert_eq!(get("ours"), Some((Quality::Symbols, true)));
         assert_eq!(get("bb"), Some((Quality::Dwarf, false)));
         assert_eq!(get("cc"), None);
         let other = Known::open(folder.path(), "b:1");

@@ -112,6 +112,6 @@ mod tests {
         let url = format!("http://127.0.0.1:{port}/a?signature=secret");
         let result = put(&store, &url, &copy, &allowed, Rate(1 << 20)).await;
         let Err(Failure::Later(_, words)) = result else { panic!("{result:?}") };
-        assert!(words.contains("nothing was taken") && !words.contains("secret"), "{words}");
+        assert!(words.contains("no answer for") && !words.contains("secret"), "{words}");
     }
 }

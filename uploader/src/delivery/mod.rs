@@ -288,10 +288,11 @@ async fn deliver(
             let pause = if no_others { backoff.next() } else { AFTER_HALVING };
             pieces.push_back(piece);
             if no_others && others < MOST_OTHERS && pieces.iter().all(Piece::is_stuck) {
-                others += 1;
                 let more;
                 let Some(batch) = take(&delivery.spool, Some(taken)).await else { return Taken::default() };
                 (taken, more) = batch;
+                // Where there was nothing to be had, there may be later.
+                others += u32::from(!more.is_empty());
                 size.pieces(more).into_iter().rev().for_each(|piece| pieces.push_front(piece));
             }
             sleep(pause).await;
