@@ -65,10 +65,15 @@ fn only_what_is_named() {
         assert_eq!(strangers.collect::<Vec<_>>(), Vec::<&String>::new(), "{targets:?}");
         assert_eq!(targets["sel-one"]["systemd_unit"], "chosen@1.service");
     }
-    // Below another cgroup there is none of them.
-    let system = system(&["--systemd-units=chosen@*", "--cgroup-path=/sys/fs/cgroup/system.slice"]);
+    // Below another cgroup there is none of them but that which is there.
+    let inner = cgroup("inner.slice/chosen@3.service");
+    let _inner = busy_in(&inner, "sel-inner");
+    let system =
+        system(&["--systemd-units=chosen@*", "--cgroup-path=/sys/fs/cgroup/bulkhead-test.slice/inner.slice"]);
+    system.collect("{comm=\"sel-inner\"}", 20, 60);
     wait_not_selected(&system, 100.0);
-    assert!(targets(&system).is_empty(), "{:?}", targets(&system));
+    let targets = targets(&system);
+    assert!(targets.keys().all(|comm| ["sel-inner", "sh"].contains(&comm.as_str())), "{targets:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -98,50 +99,65 @@ pub fn parse(text: &str) -> Result<Config, ConfigProblem> {
 #[derive(Debug)]
 pub struct ConfigFile {
     path: PathBuf,
-    stamp: Option<Stamp>,
+    /// That of what was read last, right or wrong.
+    read: Stamp,
+    /// That of the last look, if there was a file.
+    seen: Option<Stamp>,
+    /// It was said that it cannot be read.
+    is_unreadable: bool,
 }
 
 impl ConfigFile {
     /// Reads it for the first time.
     pub fn open(path: &Path) -> Result<(Self, Config), ConfigError> {
-        let (config, stamp) = read(path)?;
-        Ok((ConfigFile { path: path.to_owned(), stamp: Some(stamp) }, config))
+        let (stamp, config) = read(path)?;
+        let file = ConfigFile { path: path.to_owned(), read: stamp, seen: Some(stamp), is_unreadable: false };
+        Ok((file, config?))
     }
 
-    /// What it says, if it is not what it was.
+    /// What it says, if it is not what it was. To be called again and again: what is being written is not read before it stays the same
+    /// for two looks, and what cannot be read is said once.
     pub fn changed(&mut self) -> Option<Result<Config, ConfigError>> {
-        let stamp = fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata));
-        // A file that is away for a moment is about to be replaced.
-        if stamp.is_none() || stamp == self.stamp {
+        let stamp = match fs::metadata(&self.path) {
+            Ok(metadata) => Some(Stamp::of(&metadata)),
+            // A file that is away for a moment is about to be replaced.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(_) => None,
+        };
+        let is_settled = std::mem::replace(&mut self.seen, stamp) == stamp;
+        if !is_settled || stamp == Some(self.read) {
             return None;
         }
-        Some(self.read())
+        let was_unreadable = self.is_unreadable;
+        let result = self.read();
+        (!(was_unreadable && self.is_unreadable)).then_some(result)
     }
 
     /// What it says now.
     pub fn read(&mut self) -> Result<Config, ConfigError> {
-        // As it was before: what is written meanwhile is another file.
-        let before = fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata));
         let result = read(&self.path);
-        // What is wrong is said once.
-        self.stamp = match &result {
-            Ok((_, stamp)) => Some(*stamp),
-            Err(_) => before,
-        };
-        result.map(|(config, _)| config)
+        self.is_unreadable = result.is_err();
+        let (stamp, config) = result?;
+        self.read = stamp;
+        config
     }
 }
 
-fn read(path: &Path) -> Result<(Config, Stamp), ConfigError> {
+/// What it says, and of which file that is. The outer error is one of reading, which may pass.
+fn read(path: &Path) -> Result<(Stamp, Result<Config, ConfigError>), ConfigError> {
     let error = |source| ConfigError::Read { path: path.to_owned(), source };
-    let wrong = |problem| ConfigError::Wrong { path: path.to_owned(), problem };
-    let file = File::open(path).map_err(error)?;
-    let stamp = Stamp::of(&file.metadata().map_err(error)?);
+    // A pipe or a device would not be waited for.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(error)?;
+    let metadata = file.metadata().map_err(error)?;
+    if !metadata.is_file() {
+        return Err(error(io::Error::other("it is no regular file")));
+    }
     let mut bytes = Vec::new();
     file.take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(error)?;
     let text = String::from_utf8(bytes).ok().filter(|text| text.len() as u64 <= MAX_SIZE);
-    let config = parse(&text.ok_or_else(|| wrong(ConfigProblem::TooLarge))?).map_err(wrong)?;
-    Ok((config, stamp))
+    let config = text.ok_or(ConfigProblem::TooLarge).and_then(|text| parse(&text));
+    let config = config.map_err(|problem| ConfigError::Wrong { path: path.to_owned(), problem });
+    Ok((Stamp::of(&metadata), config))
 }
 
 #[cfg(test)]
@@ -162,18 +178,28 @@ mod tests {
         let (mut file, _) = ConfigFile::open(&path).unwrap();
         assert!(file.changed().is_none());
         fs::write(&path, "relabel_configs:\n- {target_label: zone, replacement: z}\n").unwrap();
+        assert!(file.changed().is_none(), "it may be half written");
         assert_eq!(file.changed().unwrap().unwrap().rules.len(), 1);
         assert!(file.changed().is_none());
         for wrong in
             ["scrape_configs: []", "relabel_configs: seven", "a: [", "relabel_configs:\n- {action: x}"]
         {
             fs::write(&path, wrong).unwrap();
+            assert!(file.changed().is_none());
             let error = file.changed().unwrap().unwrap_err().to_string();
             assert!(error.contains("bulkhead.yaml (--config-path)") && !error.contains('\n'), "{error}");
             assert!(file.changed().is_none(), "{wrong}");
         }
         fs::remove_file(&path).unwrap();
         assert!(file.changed().is_none(), "it comes back");
+        // What cannot be read is said once, and read as soon as it can be.
+        fs::create_dir(&path).unwrap();
+        let looks: Vec<_> = (0..4).filter_map(|_| file.changed()).collect();
+        assert!(matches!(looks.as_slice(), [Err(ConfigError::Read { .. })]), "{looks:?}");
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, "# well\n").unwrap();
+        let looks: Vec<_> = (0..4).filter_map(|_| file.changed()).collect();
+        assert!(matches!(looks.as_slice(), [Ok(_)]), "{looks:?}");
         assert!(parse(&"- x".repeat(1 << 20)).is_err());
         let many = format!("relabel_configs:\n{}", "- {target_label: a}\n".repeat(MAX_RULES + 1));
         assert!(matches!(parse(&many), Err(ConfigProblem::TooMany(_))));

@@ -64,6 +64,7 @@ pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, allo
             }
             Ok(Decision::NotWanted(reason)) => {
                 debug!("the store wants no debug information of {path}: {reason}");
+                failing = false;
                 backoff.reset();
                 ("not_wanted", Then::Known { is_ours: false })
             }

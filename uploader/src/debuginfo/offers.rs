@@ -131,8 +131,7 @@ impl Offers {
             return false;
         }
         let inner = self.lock();
-        let is_paused = inner.paused_until.is_some_and(|until| Instant::now() < until);
-        if is_paused || inner.waiting.len() >= MAX_WAITING {
+        if inner.is_paused() || inner.waiting.len() >= MAX_WAITING {
             return false;
         }
         let is_decided = inner.decided.get(&facts.id).is_some_and(|(had, until)| {
@@ -145,7 +144,10 @@ impl Offers {
     /// Takes an executable that is wanted.
     pub fn offer(&self, candidate: Candidate) {
         let mut inner = self.lock();
-        if inner.waiting.len() >= MAX_WAITING || inner.waiting.iter().any(|one| one.id() == candidate.id()) {
+        if inner.is_paused()
+            || inner.waiting.len() >= MAX_WAITING
+            || inner.waiting.iter().any(|one| one.id() == candidate.id())
+        {
             return;
         }
         // Nobody else offers it while it is worked on.
@@ -228,6 +230,10 @@ fn is_roots_own(file: &File) -> bool {
 }
 
 impl Inner {
+    fn is_paused(&self) -> bool {
+        self.paused_until.is_some_and(|until| Instant::now() < until)
+    }
+
     fn decide(&mut self, id: FileId, quality: Quality, until: Option<Instant>) {
         if self.decided.len() >= MAX_DECIDED {
             let now = Instant::now();

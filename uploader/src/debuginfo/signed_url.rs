@@ -50,6 +50,8 @@ pub(super) async fn put(
         )));
     }
     let later = |text: String| Failure::Later("none", format!("{host}: {text}"));
+    // Perhaps it is the size of this one: others are tried meanwhile.
+    let of_this = |text: String| Failure::Stumbles("none", format!("{host}: {text}"));
     let (pieces, progress) = content::pieces(copy, rate, Bytes::from);
     let body = StreamBody::new(pieces.map(|piece| Ok::<_, std::convert::Infallible>(Frame::data(piece))));
     let request = Request::builder()
@@ -63,16 +65,15 @@ pub(super) async fn put(
         let answer = client.request(request).await.map_err(|error| {
             let cause =
                 std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            format!("{error}{cause}")
+            later(format!("{error}{cause}"))
         })?;
-        accepted(answer).await
+        accepted(answer).await.map_err(of_this)
     };
-    let result = tokio::select! {
+    tokio::select! {
         result = exchange => result,
-        words = progress.stalled() => Err(words),
-        () = tokio::time::sleep(rate.limit(copy.size)) => Err("the upload took too long".to_owned()),
-    };
-    result.map_err(later)
+        words = progress.stalled() => Err(of_this(words)),
+        () = tokio::time::sleep(rate.limit(copy.size)) => Err(of_this("the upload took too long".to_owned())),
+    }
 }
 
 /// Whether the answer says that the content was taken; if not, what it says.
@@ -111,7 +112,7 @@ mod tests {
         let allowed = Allowed { plain: true, ports: vec![port] };
         let url = format!("http://127.0.0.1:{port}/a?signature=secret");
         let result = put(&store, &url, &copy, &allowed, Rate(1 << 20)).await;
-        let Err(Failure::Later(_, words)) = result else { panic!("{result:?}") };
+        let Err(Failure::Stumbles(_, words)) = result else { panic!("{result:?}") };
         assert!(words.contains("no answer for") && !words.contains("secret"), "{words}");
     }
 }

@@ -175,7 +175,7 @@ struct Piece {
     series: Vec<RawProfileSeries>,
     /// How often the store failed in a way that may be their own fault.
     failures: u32,
-    /// When the server itself failed at them first.
+    /// When it failed at them first.
     stumbled: Option<Instant>,
     /// How often it failed at them since it has taken others.
     blamed: u32,
@@ -249,7 +249,8 @@ async fn deliver(
                 sleep(AFTER_REFUSAL).await;
                 continue;
             }
-            Failure::Stumbles(code, reason) => {
+            // Perhaps it is what was sent, or how much.
+            Failure::Stumbles(code, reason) | Failure::TooMuch(code, reason) => {
                 piece.failures += 1;
                 let since = *piece.stumbled.get_or_insert_with(Instant::now);
                 // It takes others, but not this.
@@ -261,10 +262,6 @@ async fn deliver(
                     set_aside(delivery, piece, &reason, &mut said).await;
                     continue;
                 }
-                (code, reason)
-            }
-            Failure::TooMuch(code, reason) => {
-                piece.failures += 1;
                 (code, reason)
             }
             Failure::Later(code, reason) => (code, reason),

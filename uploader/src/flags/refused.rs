@@ -17,8 +17,8 @@ struct Refused {
     feature: &'static str,
 }
 
-const fn text(name: &'static str, harmless: &'static [&'static str], feature: &'static str) -> Refused {
-    Refused { name, boolean: false, harmless, feature }
+const fn text(name: &'static str, feature: &'static str) -> Refused {
+    Refused { name, boolean: false, harmless: &[], feature }
 }
 
 const fn boolean(name: &'static str, feature: &'static str) -> Refused {
@@ -29,8 +29,8 @@ const KUBERNETES: &str = "discover Kubernetes containers";
 
 const REFUSED: &[Refused] = &[
     boolean("kubernetes", KUBERNETES),
-    text("pod-label-selector", &[], KUBERNETES),
-    text("socket-path", &[], "ask a container runtime"),
+    text("pod-label-selector", KUBERNETES),
+    text("socket-path", "ask a container runtime"),
 ];
 
 /// The definitions of all refused flags.

@@ -18,6 +18,9 @@ impl FromStr for Names {
         let names: Vec<String> =
             text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
         for name in &names {
+            if name.contains('/') {
+                return Err(ValueError::new("write names; --cgroup-path says below which path"));
+            }
             Pattern::new(name).map_err(|problem| ValueError::new(&problem))?;
         }
         Ok(Names(names))
@@ -101,13 +104,11 @@ pub struct SelectionFlags {
 impl SelectionFlags {
     /// What they say together.
     pub fn selection(&self) -> Selection {
-        let names = |lists: &[Names], make: fn(&str) -> Result<Pattern, String>| {
-            // Checked when the flag was read.
-            lists.iter().flat_map(|list| &list.0).filter_map(|name| make(name).ok()).collect()
-        };
+        let units = self.systemd_units.iter().flat_map(|list| &list.0).map(|name| Pattern::of_unit(name));
+        let cgroups = self.cgroups.iter().flat_map(|list| &list.0).map(|name| Pattern::new(name));
         Selection {
-            units: names(&self.systemd_units, Pattern::of_unit),
-            cgroups: names(&self.cgroups, Pattern::new),
+            // Checked when the flags were read.
+            names: units.chain(cgroups).filter_map(Result::ok).collect(),
             below: self.cgroup_path.0.clone(),
             ratio: self.sampling_ratio.0,
         }
@@ -135,14 +136,14 @@ mod tests {
         ];
         let flags = Flags::parse_line(line).unwrap().selection;
         let selection = flags.selection();
-        assert_eq!((selection.units.len(), selection.cgroups.len(), selection.ratio), (2, 2, 0.5));
+        assert_eq!((selection.names.len(), selection.ratio), (4, 0.5));
         assert_eq!(selection.below, ["system.slice"]);
         assert_eq!(flags.config_path(), None);
         for nothing in
             ["--systemd-units=", "--cgroups=", "--cgroup-path=", "--cgroup-path=/sys/fs/cgroup/unified"]
         {
             let selection = Flags::parse_line(["bulkhead-uploader", nothing]).unwrap().selection.selection();
-            assert!(selection.units.is_empty() && selection.cgroups.is_empty() && selection.below.is_empty());
+            assert!(selection.names.is_empty() && selection.below.is_empty());
         }
         for wrong in [
             "--sampling-ratio=2",
@@ -150,6 +151,7 @@ mod tests {
             "--sampling-ratio=x",
             "--sampling-ratio=NaN",
             "--cgroup-path=/tmp",
+            "--cgroups=a/b",
         ] {
             assert_eq!(
                 Flags::parse_line(["bulkhead-uploader", wrong]).unwrap_err().exit_code(),

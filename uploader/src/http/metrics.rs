@@ -245,7 +245,7 @@ fn own(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
     encoder.counter("samples_not_selected", help, counts.samples_not_selected)?;
     let [read, refused_configurations] = counts.configurations;
     let outcomes = [("read", read), ("refused", refused_configurations)];
-    let help = "Times that the configuration had changed, by what came of reading it";
+    let help = "Times that the configuration was read again, by what came of it";
     encoder.counters("configurations", help, "outcome", outcomes)?;
     let help = "Windows thrown away, because those before them were not finished";
     encoder.counter("windows_dropped", help, counts.windows_dropped)?;

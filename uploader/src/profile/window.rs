@@ -128,6 +128,8 @@ pub struct Window {
     by_frames: HashMap<Arc<[Frame]>, StackKey>,
     frames: usize,
     entries: usize,
+    /// The target in place of those for which there is no room, once there is none.
+    overflow: Option<Arc<Labels>>,
     /// Samples that were merged into one marked stack or target, for want of room.
     pub merged: u64,
 }
@@ -147,6 +149,7 @@ impl Window {
             by_frames: HashMap::new(),
             frames: 0,
             entries: 0,
+            overflow: None,
             merged: 0,
         }
     }
@@ -172,7 +175,8 @@ impl Window {
         let overflowing = !self.targets.contains_key(labels) && self.targets.len() >= MAX_TARGETS;
         let target = if overflowing {
             self.merged += 1;
-            self.targets.entry(too_many_targets(labels)).or_default()
+            let overflow = self.overflow.get_or_insert_with(|| too_many_targets(labels, self.targets.keys()));
+            self.targets.entry(Arc::clone(overflow)).or_default()
         } else if let Some(target) = self.targets.get_mut(labels) {
             target
         } else {
@@ -221,11 +225,11 @@ impl Window {
     }
 }
 
-/// The target in place of those for which there was no room: the common labels are kept.
-fn too_many_targets(labels: &Labels) -> Arc<Labels> {
+/// The target in place of those for which there was no room: it has the labels that are the same for all. (Any other could be new each
+/// time, by rules that make labels of pids or names.)
+fn too_many_targets<'a>(labels: &Labels, others: impl Iterator<Item = &'a Arc<Labels>>) -> Arc<Labels> {
     let mut labels = labels.clone();
-    labels.0.remove("containerid");
-    labels.0.remove("systemd_unit");
+    others.for_each(|other| labels.0.retain(|name, value| other.0.get(name) == Some(value)));
     labels.0.insert("comm".into(), "[too many targets]".into());
     Arc::new(labels)
 }
@@ -307,8 +311,14 @@ mod tests {
         for comm in 0..MAX_TARGETS + 10 {
             window.add(&labels(&comm.to_string()), &[frame(1)], None, 1, false);
         }
+        // Whatever labels rules have made of it.
+        let mut odd = (*labels("x")).clone();
+        for pid in 0..10 {
+            odd.0.insert("pid".into(), pid.to_string());
+            window.add(&Arc::new(odd.clone()), &[frame(1)], None, 1, false);
+        }
         assert_eq!(window.targets.len(), MAX_TARGETS + 1);
-        assert_eq!(window.targets[&labels("[too many targets]")].total(), 10);
+        assert_eq!(window.targets[&labels("[too many targets]")].total(), 20);
     }
 
     #[test]

@@ -22,15 +22,6 @@ pub type LabelMap = BTreeMap<String, String>;
 #[derive(Clone, Default, Debug)]
 pub struct Rules(Vec<Rule>);
 
-/// What rules have made of labels.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Verdict {
-    /// These.
-    Labels(LabelMap),
-    /// It is no target: the rule with this number (from 1) says so.
-    Dropped(usize),
-}
-
 impl Rules {
     /// Compiles the rules of a file. The error says which rule is wrong, from 1.
     pub fn compile(texts: Vec<RuleText>) -> Result<Self, (usize, RuleError)> {
@@ -51,22 +42,18 @@ impl Rules {
         self.0.is_empty()
     }
 
-    /// What becomes of labels; `changed` is told the number of each rule that has made a difference.
-    pub fn apply(&self, mut labels: LabelMap, mut changed: impl FnMut(usize)) -> Verdict {
-        for (index, rule) in self.0.iter().enumerate() {
-            let before = labels.clone();
+    /// What becomes of labels. `None`: it is no target, since a rule says so or has left it none.
+    pub fn apply(&self, mut labels: LabelMap) -> Option<LabelMap> {
+        for rule in &self.0 {
             if !rule.apply(&mut labels) {
-                return Verdict::Dropped(index + 1);
+                return None;
             }
             // A label without a value is none.
             labels.retain(|_, value| !value.is_empty());
-            if labels != before {
-                changed(index + 1);
-            }
         }
         // Those that were there for the rules alone.
         labels.retain(|name, _| !name.starts_with("__"));
-        Verdict::Labels(labels)
+        (!labels.is_empty()).then_some(labels)
     }
 }
 

@@ -13,10 +13,7 @@ fn rules(yaml: &str) -> Result<Rules, String> {
 /// What becomes of the labels `a=foo, b=bar, c=baz`, after rules in YAML.
 fn of(yaml: &str) -> Option<LabelMap> {
     let rules = rules(&format!("relabel_configs:\n{yaml}")).unwrap_or_else(|error| panic!("{yaml}: {error}"));
-    match rules.apply(labels(&[("a", "foo"), ("b", "bar"), ("c", "baz")]), |_| ()) {
-        Verdict::Labels(labels) => Some(labels),
-        Verdict::Dropped(_) => None,
-    }
+    rules.apply(labels(&[("a", "foo"), ("b", "bar"), ("c", "baz")]))
 }
 
 /// Those labels, with these changed; without those that are empty here.
@@ -67,6 +64,8 @@ fn each_action_does_what_prometheus_does() {
         ("- {regex: '(b|c)', action: labelkeep}", Some(with(&[("a", "")]))),
         ("- {source_labels: [a, b], target_label: a, action: uppercase}", Some(with(&[("a", "FOO;BAR")]))),
         ("- {source_labels: [a], target_label: a, action: Lowercase}", Some(with(&[]))),
+        // Nothing is left of it.
+        ("- {regex: none, action: labelkeep}", None),
         // Labels for rules alone go in the end.
         (
             "- {target_label: __tmp, replacement: x}\n- {source_labels: [__tmp], target_label: d}",
@@ -110,14 +109,6 @@ fn what_is_wrong_is_said() {
     }
     let error = rules("relabel_configs:\n- {target_label: a, replacement: x}\n- {action: x}").unwrap_err();
     assert!(error.contains("rule 2"), "{error}");
-}
-
-#[test]
-fn which_rules_made_a_difference_is_told() {
-    let rules = rules("relabel_configs:\n- {source_labels: [a], regex: no, target_label: d}\n- {target_label: d, replacement: x}\n- {source_labels: [d], regex: x, action: drop}").unwrap();
-    let mut changed = Vec::new();
-    assert_eq!(rules.apply(labels(&[("a", "foo")]), |rule| changed.push(rule)), Verdict::Dropped(3));
-    assert_eq!(changed, [2]);
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub struct Counts {
     pub samples_unknown_process: u64,
     /// Samples of what is not to be profiled: by flags or rules.
     pub samples_not_selected: u64,
-    /// Configurations that were read, and those of them that were refused.
+    /// Configurations that were read again and taken, and those that were refused.
     pub configurations: [u64; 2],
     /// Frames in executables that the collector has not spoken of.
     pub frames_unknown_executable: u64,

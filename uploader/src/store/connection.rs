@@ -191,15 +191,19 @@ impl Route {
 fn check_proxies(variable: impl Fn(&str) -> Option<OsString>) -> Result<(), ConnectionError> {
     for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
         let Some(value) = variable(name).filter(|value| !value.is_empty()) else { continue };
-        let uri = value.to_str().and_then(|text| {
-            let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-            with_scheme.parse::<Uri>().ok()
-        });
+        // As hyper-util's matcher parses it; others than http are refused where they would be used.
+        let uri = value.to_str().and_then(|text| text.parse::<Uri>().ok());
         let is_address = |uri: &Uri| {
+            let kinds = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
             let host = uri.host().filter(|host| !host.is_empty());
-            let address = uri.authority().and_then(|all| all.as_str().rsplit('@').next());
-            let port = host.zip(address).and_then(|(host, address)| address.strip_prefix(host));
-            port.is_some_and(|port| port.is_empty() || uri.port_u16().is_some())
+            let (user, address) = uri.authority().map_or(("", ""), |all| {
+                let all = all.as_str();
+                all.rsplit_once('@').unwrap_or(("", all))
+            });
+            let port = host.and_then(|host| address.strip_prefix(host));
+            uri.scheme_str().is_none_or(|kind| kinds.contains(&kind))
+                && !user.contains('@')
+                && port.is_some_and(|port| port.is_empty() || uri.port_u16().is_some())
         };
         if !uri.as_ref().is_some_and(is_address) {
             return Err(ConnectionError::NoProxy(name));
@@ -252,7 +256,16 @@ mod tests {
         for good in ["", "http://proxy:3128", "proxy:3128", "proxy", "http://user:word@proxy:1", "[::1]:80"] {
             assert!(check("https_proxy", good).is_ok(), "{good}");
         }
-        for wrong in ["http://", "http://user:word@proxy:port", "a b", "proxy:99999"] {
+        for wrong in [
+            "http://",
+            "http://user:word@proxy:port",
+            "http://user:wo@word@proxy:1",
+            "a b",
+            "proxy:99999",
+            "proxy:3128/",
+            "socks://proxy:1",
+            "htp://proxy:1",
+        ] {
             let error = check("HTTPS_PROXY", wrong).unwrap_err().to_string();
             assert!(error.contains("HTTPS_PROXY") && !error.contains("word"), "{error}");
         }

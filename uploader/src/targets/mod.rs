@@ -8,10 +8,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 pub use cgroup::{Owner, owner, paths};
 pub use selection::{Pattern, Selection};
 
-use crate::{
-    printable::printable,
-    relabel::{Rules, Verdict},
-};
+use crate::{printable::printable, relabel::Rules};
 
 /// The labels of a target, in the order of their names.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, serde::Serialize)]
@@ -95,7 +92,7 @@ impl TargetMaker {
     /// What a text of `/proc/PID/cgroup` says.
     pub fn cgroup(&self, text: &[u8]) -> CgroupFacts {
         let (owner, paths) = (owner(text), paths(text));
-        let is_selected = self.selection.selects(&paths, owner.as_ref());
+        let is_selected = self.selection.selects(&paths);
         let named = paths
             .iter()
             .find(|path| owner.is_some() && self::owner(format!("0::{path}").as_bytes()) == owner);
@@ -105,7 +102,7 @@ impl TargetMaker {
 
     /// The target of a process with this command name (already text).
     pub fn target(&self, comm: &str, pid: Option<u32>, cgroup: Option<&CgroupFacts>) -> Target {
-        let is_selected = cgroup.map_or_else(|| self.selection.selects(&[], None), |facts| facts.is_selected);
+        let is_selected = cgroup.map_or_else(|| self.selection.selects(&[]), |facts| facts.is_selected);
         if !is_selected {
             return Target::NotSelected;
         }
@@ -115,10 +112,8 @@ impl TargetMaker {
             all.extend(self.common_meta.clone());
             all.extend(pid.map(|pid| ("__meta_process_pid".to_owned(), pid.to_string())));
             all.extend(cgroup.map(|facts| ("__meta_process_cgroup".to_owned(), facts.path.clone())));
-            match self.rules.apply(all, |_| ()) {
-                Verdict::Labels(changed) => labels = Arc::new(Labels(changed)),
-                Verdict::Dropped(_) => return Target::NotSelected,
-            }
+            let Some(changed) = self.rules.apply(all) else { return Target::NotSelected };
+            labels = Arc::new(Labels(changed));
         }
         if self.selection.samples(&labels) { Target::Of(labels) } else { Target::NotSelected }
     }

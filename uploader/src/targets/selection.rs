@@ -2,10 +2,10 @@
 
 use regex::Regex;
 
-use super::{Labels, Owner};
+use super::Labels;
 use crate::expression::whole;
 
-/// A name with `*` (any text) and `?` (any character) in it, as systemctl takes them.
+/// A name with `*` (any text) and `?` (any character) in it.
 #[derive(Clone, Debug)]
 pub struct Pattern(Regex);
 
@@ -17,7 +17,7 @@ impl Pattern {
 
     /// The name of a unit: without a suffix it is a service's, as for systemctl.
     pub fn of_unit(text: &str) -> Result<Self, String> {
-        const KINDS: [&str; 6] = [".service", ".scope", ".socket", ".mount", ".swap", "*"];
+        const KINDS: [&str; 7] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap", "*"];
         let has_kind = KINDS.iter().any(|kind| text.ends_with(kind));
         if has_kind { Self::new(text) } else { Self::new(&format!("{text}.service")) }
     }
@@ -30,10 +30,8 @@ impl Pattern {
 /// What is profiled.
 #[derive(Clone, Debug)]
 pub struct Selection {
-    /// Units by their names.
-    pub units: Vec<Pattern>,
-    /// Cgroups by their names, at any depth below [`Selection::below`], with all that is in them.
-    pub cgroups: Vec<Pattern>,
+    /// Cgroups by their names, at any depth below [`Selection::below`], with all that is in them. A unit is a cgroup of its name.
+    pub names: Vec<Pattern>,
     /// Components of the cgroup that all of these are in.
     pub below: Vec<String>,
     /// The part of targets that is profiled, from 0 to 1.
@@ -42,28 +40,27 @@ pub struct Selection {
 
 impl Default for Selection {
     fn default() -> Self {
-        Selection { units: Vec::new(), cgroups: Vec::new(), below: Vec::new(), ratio: 1.0 }
+        Selection { names: Vec::new(), below: Vec::new(), ratio: 1.0 }
     }
 }
 
 impl Selection {
-    /// Whether a process is profiled that is in these cgroups (paths of `/proc/PID/cgroup`) and belongs to this.
-    pub fn selects(&self, paths: &[&str], owner: Option<&Owner>) -> bool {
-        if self.units.is_empty() && self.cgroups.is_empty() {
+    /// Whether a process is profiled that is in these cgroups (paths of `/proc/PID/cgroup`).
+    pub fn selects(&self, paths: &[&str]) -> bool {
+        if self.names.is_empty() && self.below.is_empty() {
             return true;
         }
-        let mut below = paths.iter().filter_map(|path| {
-            let components: Vec<&str> = path.split('/').filter(|component| !component.is_empty()).collect();
-            let is_below = components.len() >= self.below.len()
-                && components.iter().zip(&self.below).all(|(one, other)| one == other);
-            is_below.then(|| components[self.below.len()..].to_vec())
-        });
-        if let Some(Owner::Unit(unit)) = owner
-            && self.units.iter().any(|pattern| pattern.matches(unit))
-        {
-            return self.below.is_empty() || below.next().is_some();
-        }
-        below.flatten().any(|component| self.cgroups.iter().any(|pattern| pattern.matches(component)))
+        paths.iter().any(|path| {
+            let mut components = path.split('/').filter(|component| !component.is_empty());
+            self.below.iter().all(|below| components.next() == Some(below))
+                && (self.names.is_empty() || components.any(|component| self.has(component)))
+        })
+    }
+
+    fn has(&self, component: &str) -> bool {
+        // systemd puts `_` before names that the kernel could take for its own files (`cg_escape` in its `src/basic/cgroup-util.c`).
+        let name = component.strip_prefix('_').unwrap_or(component);
+        self.names.iter().any(|pattern| pattern.matches(component) || pattern.matches(name))
     }
 
     /// Whether a target is in the part that is profiled: always the same ones, by a hash of their labels (FNV-1a of 32 bits over names and
@@ -83,43 +80,45 @@ impl Selection {
 mod tests {
     use super::*;
 
-    fn selection(units: &[&str], cgroups: &[&str], below: &[&str]) -> Selection {
-        Selection {
-            units: units.iter().map(|text| Pattern::of_unit(text).unwrap()).collect(),
-            cgroups: cgroups.iter().map(|text| Pattern::new(text).unwrap()).collect(),
-            below: below.iter().map(|text| (*text).to_owned()).collect(),
-            ratio: 1.0,
-        }
-    }
-
     #[test]
     fn units_and_cgroups_by_name() {
-        let unit = |name: &str| Some(Owner::Unit(name.to_owned()));
-        for (units, cgroups, below, path, owner, is_selected) in [
-            (&[][..], &[][..], &[][..], "/", None, true),
-            (&["a.service"], &[], &[], "/system.slice/a.service", unit("a.service"), true),
-            (&["a"], &[], &[], "/system.slice/a.service", unit("a.service"), true),
-            (&["a.service"], &[], &[], "/system.slice/aa.service", unit("aa.service"), false),
-            (&["a.service"], &[], &[], "/", None, false),
-            (&["b@*.service"], &[], &[], "/system.slice/b@1.service", unit("b@1.service"), true),
-            (&["b@*"], &[], &[], "/system.slice/b@1.service", unit("b@1.service"), true),
-            (&["b@?"], &[], &[], "/system.slice/b@12.service", unit("b@12.service"), false),
-            (&["a.b"], &[], &[], "/system.slice/axb.service", unit("axb.service"), false),
-            (&["a"], &[], &["system.slice"], "/system.slice/a.service", unit("a.service"), true),
-            (&["a"], &[], &["user.slice"], "/system.slice/a.service", unit("a.service"), false),
-            (&[], &["work"], &[], "/batch/work/inner", None, true),
-            (&[], &["work"], &["batch"], "/batch/work", None, true),
-            (&[], &["batch"], &["batch"], "/batch/work", None, false),
-            (&[], &["work"], &["batch"], "/other/work", None, false),
-            (&["a"], &["work"], &[], "/work", None, true),
+        let user = "/user.slice/user-1000.slice/user@1000.service/app.slice/a.service";
+        for (units, cgroups, below, path, is_selected) in [
+            (&[][..], &[][..], &[][..], "/", true),
+            (&["a.service"], &[], &[], "/system.slice/a.service", true),
+            (&["a"], &[], &[], "/system.slice/a.service", true),
+            (&["a.service"], &[], &[], "/system.slice/aa.service", false),
+            (&["a.service"], &[], &[], "/", false),
+            (&["b@*.service"], &[], &[], "/system.slice/b@1.service", true),
+            (&["b@*"], &[], &[], "/system.slice/b@1.service", true),
+            (&["b@?"], &[], &[], "/system.slice/b@12.service", false),
+            (&["a.b"], &[], &[], "/system.slice/axb.service", false),
+            (&["cpu"], &[], &[], "/system.slice/_cpu.service", true),
+            // A container of a unit, a unit of a user's, and all of a user's or a slice's.
+            (&["docker"], &[], &[], "/system.slice/docker.service/docker/0123", true),
+            (&["docker-*"], &[], &[], "/system.slice/docker-0123.scope", true),
+            (&["a"], &[], &[], user, true),
+            (&["user@1000"], &[], &[], user, true),
+            (&["user-1000.slice"], &[], &[], user, true),
+            (&["user-1001.slice"], &[], &[], user, false),
+            (&["a"], &[], &["system.slice"], "/system.slice/a.service", true),
+            (&["a"], &[], &["user.slice"], "/system.slice/a.service", false),
+            (&[], &[], &["user.slice"], user, true),
+            (&[], &[], &["user.slice"], "/system.slice/a.service", false),
+            (&[], &["work"], &[], "/batch/work/inner", true),
+            (&[], &["work"], &["batch"], "/batch/work", true),
+            (&[], &["batch"], &["batch"], "/batch/work", false),
+            (&[], &["work"], &["batch"], "/other/work", false),
+            (&["a"], &["work"], &[], "/work", true),
         ] {
-            let selection = selection(units, cgroups, below);
-            assert_eq!(
-                selection.selects(&[path], owner.as_ref()),
-                is_selected,
-                "{units:?} {cgroups:?} {below:?} {path}"
-            );
+            let units = units.iter().map(|text| Pattern::of_unit(text).unwrap());
+            let cgroups = cgroups.iter().map(|text| Pattern::new(text).unwrap());
+            let names = units.chain(cgroups).collect();
+            let below = below.iter().map(|text| (*text).to_owned()).collect();
+            let selection = Selection { names, below, ratio: 1.0 };
+            assert_eq!(selection.selects(&["/other", path]), is_selected, "{selection:?} {path}");
         }
+        assert!(Selection::default().selects(&[]));
     }
 
     #[test]
