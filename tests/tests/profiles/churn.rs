@@ -161,9 +161,11 @@ fn short_processes_against_perf(system: &System) {
     // perf takes what it starts as its span. It is killed when the test fails, and then those with it. If all lived as long as
     // each other, the processes could keep step with the samples' 10 ms, so that perf always catches three samples of one where
     // the collector, whose clock ticks elsewhere, catches two: the lengths go all over a whole period, from 15 to 25 ms.
+    // Nor may they take turns with other cases' programs: turns change with the tick, and of the two samplers, each in step with it, one
+    // would always look when they run and the other when they wait. A real-time process takes no turns.
     let script = format!(
         "exec perf record --quiet --all-cpus --freq=100 --event=cpu-clock --output=\"$2\" -- \
-         setpriv --pdeathsig=KILL -- sh -c '\
+         setpriv --pdeathsig=KILL -- chrt --fifo 1 sh -c '\
          cat /proc/uptime; i=0; while [ $i -lt {PROCESSES} ]; do \
          \"$1\" $((15000 + i * 6180 % 10000)) || exit 1; i=$((i + 1)); done; cat /proc/uptime' sh \
          \"$1\""
