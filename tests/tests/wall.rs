@@ -208,7 +208,8 @@ fn errors_that_a_person_meets_are_one_line() {
         (&[store, "--store-ca-file=/no/ca.pem"], 1, "/no/ca.pem"),
         (&[store, "--store-ca-file=/etc/hostname"], 1, "no certificate"),
         (&["--store-address=https://localhost"], 2, "store-address"),
-        (&["--kubernetes"], 2, "kubernetes"),
+        (&["--kubernetes"], 1, "--kubeconfig"),
+        (&["--kubeconfig=/no/config"], 1, "/no/config"),
         (&["--bogus"], 2, "bogus"),
     ] {
         let place = Place::new();

@@ -19,6 +19,10 @@ use crate::{
     confine::{Confinement, Needs},
     debuginfo::{self, Allowed, DebugFiles, Known, Offers, Rate, Rules},
     delivery::{self, Delivery},
+    discovery::{
+        Discovery,
+        kubernetes::{self, ApiServer, ApiServerError},
+    },
     flags::{Flags, HttpAddress, LogLevel, PathRule},
     http::{self, Access, Hosts, Token, server},
     policy::{self, PolicyError},
@@ -68,6 +72,9 @@ pub enum AppError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The API server cannot be asked with these flags.
+    #[error(transparent)]
+    ApiServer(#[from] ApiServerError),
     /// The page's token cannot be read.
     #[error(transparent)]
     Token(#[from] SecretError),
@@ -93,7 +100,8 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
     let supervisor = Supervisor::of_environment()?;
     let token = flags.http_token_file.as_deref().map(Token::read).transpose()?;
     let config = Configuration::open(flags)?;
-    let confinement = policy::lock_down(&needs(flags, sending.as_ref()))?;
+    let api_server = find_api_server(flags)?;
+    let confinement = policy::lock_down(&needs(flags, sending.as_ref(), api_server.as_ref()))?;
     // One thread for all that waits; what blocks has others.
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -101,14 +109,15 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
         .thread_keep_alive(IDLE_THREAD)
         .thread_name("work")
         .build()?;
-    let result = runtime.block_on(serve(flags, sinks, sending, token, config, confinement, &supervisor));
+    let opened = Opened { sinks, sending, api_server, token, config, confinement };
+    let result = runtime.block_on(serve(flags, opened, &supervisor));
     // Threads that are stuck in a read do not hold up the end.
     runtime.shutdown_timeout(LAST_WORK);
     result
 }
 
 /// What the flags have it use of the machine.
-fn needs(flags: &Flags, sending: Option<&Sending>) -> Needs {
+fn needs(flags: &Flags, sending: Option<&Sending>, api_server: Option<&ApiServer>) -> Needs {
     let (HttpAddress::Every(port) | HttpAddress::Host(_, port)) = flags.http_address;
     let mut needs = Needs {
         folders: flags.local_store_directory.iter().cloned().collect(),
@@ -121,6 +130,10 @@ fn needs(flags: &Flags, sending: Option<&Sending>) -> Needs {
         listens_on: port,
         connects_to: Vec::new(),
     };
+    if let Some(server) = api_server {
+        needs.files.extend(server.files.iter().cloned());
+        needs.connects_to.extend([server.port, NAME_SERVERS]);
+    }
     if let Some(sending) = sending {
         let store = &flags.store;
         let files = [
@@ -138,6 +151,23 @@ fn needs(flags: &Flags, sending: Option<&Sending>) -> Needs {
         }
     }
     needs
+}
+
+/// The API server that the flags have asked, or that is found. One that is found by itself, but cannot be used, is done without.
+fn find_api_server(flags: &Flags) -> Result<Option<ApiServer>, ApiServerError> {
+    if flags.names.kubernetes == Some(false) {
+        return Ok(None);
+    }
+    match (ApiServer::find(flags.names.kubeconfig.as_deref()), flags.names.must_work()) {
+        (Ok(Some(server)), _) => Ok(Some(server)),
+        (Ok(None), true) => Err(ApiServerError::Neither),
+        (Ok(None), false) => Ok(None),
+        (Err(error), true) => Err(error),
+        (Err(error), false) => {
+            warn!("{error}; containers have no names (--kubernetes=false says that this is meant)");
+            Ok(None)
+        }
+    }
 }
 
 /// What it takes to send profiles to a store.
@@ -165,15 +195,18 @@ impl Sending {
     }
 }
 
-async fn serve(
-    flags: &Flags,
+/// What was opened before the privileges for it were given up.
+struct Opened {
     sinks: Sinks,
     sending: Option<Sending>,
+    api_server: Option<ApiServer>,
     token: Option<Token>,
     config: Configuration,
     confinement: Confinement,
-    supervisor: &Supervisor,
-) -> Result<(), AppError> {
+}
+
+async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result<(), AppError> {
+    let Opened { sinks, sending, api_server, token, config, confinement } = opened;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listener = server::listen_on(&flags.http_address).await?;
     let address = listener.local_addr()?;
@@ -191,14 +224,28 @@ async fn serve(
     }
 
     let window = flags.window();
-    let mut maker =
-        TargetMaker::new(&flags.node, flags.external_labels()).with_selection(flags.selection.selection());
+    let mut maker = TargetMaker::new(&flags.node, flags.external_labels()).with_selection(flags.selection());
     maker.set_rules(config.1.rules);
     let name_cache = usize::try_from(flags.name_cache_size.0).unwrap_or(usize::MAX);
     let debug_info = sending.as_ref().and_then(|sending| sending.debug_info.clone());
-    let (shared, outbox) = Shared::new(maker, flags.thread_labels, name_cache, window, debug_info.clone());
+    let discovery = Arc::new(
+        api_server.as_ref().map_or_else(Discovery::default, |server| Discovery::of(server.address.clone())),
+    );
+    let (shared, outbox) = Shared::new(
+        maker,
+        flags.thread_labels,
+        name_cache,
+        window,
+        debug_info.clone(),
+        Arc::clone(&discovery),
+    );
     // None of them ends; if one does, it is not done without.
     let mut running = JoinSet::new();
+    if let Some(server) = api_server {
+        info!("asking the Kubernetes API server {} for the pods of {}", server.address, flags.node);
+        let selector = flags.names.pod_label_selector.clone();
+        running.spawn(kubernetes::run(server, flags.node.clone(), selector, discovery));
+    }
     let delivery = sending.map(|Sending { store, spool, .. }| {
         if let Some(offers) = debug_info {
             let folder = flags.debug_info.temp_dir.clone().unwrap_or_else(|| flags.store.spool());

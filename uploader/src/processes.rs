@@ -1,12 +1,12 @@
 //! Mirror of the collector's processes, for one session: the ids are good for no longer.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use ipc::{Cgroup, CgroupId, Comm, Process, ProcessId};
 
 use crate::{
     printable::printable,
-    targets::{CgroupFacts, Target, TargetMaker},
+    targets::{CgroupFacts, Origin, TargetMaker},
 };
 
 /// Most processes that are mirrored. The collector has a bound of its own; this one holds if that is broken.
@@ -21,7 +21,7 @@ struct Entry {
     pid: u32,
     cgroup: Option<CgroupId>,
     /// Made when first asked for.
-    target: Option<Target>,
+    origin: Option<Arc<Origin>>,
     /// The uploader's own number of the process, if it runs code without a file: see [`JitKey`].
     jit: Option<JitKey>,
 }
@@ -34,7 +34,7 @@ pub struct JitKey(pub u32);
 #[derive(Debug, Default)]
 pub struct Processes {
     entries: HashMap<ProcessId, Entry>,
-    cgroups: HashMap<CgroupId, CgroupFacts>,
+    cgroups: HashMap<CgroupId, Arc<CgroupFacts>>,
     /// Processes and cgroups that were refused, for want of room.
     pub refused: u64,
 }
@@ -55,14 +55,14 @@ impl Processes {
         let comm = printable(&process.comm);
         let jit = self.entries.get(&process.id).and_then(|entry| entry.jit);
         self.entries
-            .insert(process.id, Entry { comm, pid: process.pid, cgroup: process.cgroup, target: None, jit });
+            .insert(process.id, Entry { comm, pid: process.pid, cgroup: process.cgroup, origin: None, jit });
     }
 
     /// A new command name.
     pub fn rename(&mut self, comm: &Comm) {
         if let Some(entry) = self.entries.get_mut(&comm.process) {
             entry.comm = printable(&comm.comm);
-            entry.target = None;
+            entry.origin = None;
         }
     }
 
@@ -72,7 +72,7 @@ impl Processes {
             self.refused += 1;
             return;
         }
-        self.cgroups.insert(cgroup.id, maker.cgroup(&cgroup.text));
+        self.cgroups.insert(cgroup.id, Arc::new(maker.cgroup(&cgroup.text)));
     }
 
     /// The end of a process; the uploader's number of it, if it has one.
@@ -80,20 +80,21 @@ impl Processes {
         self.entries.remove(&process).and_then(|entry| entry.jit)
     }
 
-    /// The target that a process belongs to; `None` if the process is not known.
-    pub fn target(&mut self, process: ProcessId, maker: &TargetMaker) -> Option<Target> {
+    /// Where samples of a process come from; `None` if the process is not known.
+    pub fn origin(&mut self, process: ProcessId, maker: &TargetMaker) -> Option<Arc<Origin>> {
         let entry = self.entries.get_mut(&process)?;
-        let target = entry.target.get_or_insert_with(|| {
-            let cgroup = entry.cgroup.and_then(|cgroup| self.cgroups.get(&cgroup));
-            maker.target(&entry.comm, Some(entry.pid), cgroup)
+        let origin = entry.origin.get_or_insert_with(|| {
+            let cgroup = entry.cgroup.and_then(|cgroup| self.cgroups.get(&cgroup)).map(Arc::clone);
+            let pid = maker.wants_pids().then_some(entry.pid);
+            Arc::new(Origin { comm: entry.comm.clone(), pid, cgroup })
         });
-        Some(target.clone())
+        Some(Arc::clone(origin))
     }
 
-    /// All targets are to be made again: the rules are others.
-    pub fn forget_targets(&mut self) {
+    /// All origins are to be made again: the rules want to know other things.
+    pub fn forget_origins(&mut self) {
         for entry in self.entries.values_mut() {
-            entry.target = None;
+            entry.origin = None;
         }
     }
 
@@ -122,6 +123,7 @@ impl Processes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{discovery::Discovery, targets::Target};
 
     fn process(id: u32, comm: &[u8]) -> Process {
         let cgroup = Some(CgroupId(1));
@@ -129,27 +131,24 @@ mod tests {
     }
 
     #[test]
-    fn labels_follow_what_is_known() {
+    fn origins_follow_what_is_known() {
         let maker = TargetMaker::new("n", []);
+        let discovery = Discovery::default();
         let mut processes = Processes::default();
         let id = ProcessId(1);
-        assert_eq!(processes.target(id, &maker), None);
+        assert_eq!(processes.origin(id, &maker), None);
         let text = b"0::/system.slice/a.service".to_vec();
         processes.add_cgroup(&Cgroup { id: CgroupId(1), text }, &maker);
         processes.add(&process(1, b"x\xff"));
-        let mut labels = || match processes.target(id, &maker) {
-            Some(Target::Of(labels)) => labels,
-            other => panic!("{other:?}"),
-        };
-        let first = labels();
-        assert_eq!(first.to_string(), r#"{comm="x\\xff", node="n", systemd_unit="a.service"}"#);
-        assert!(std::sync::Arc::ptr_eq(&first, &labels()), "made once");
+        let first = processes.origin(id, &maker).unwrap();
+        let Target::Of(labels) = maker.target(&first, &discovery) else { panic!("no target") };
+        assert_eq!(labels.to_string(), r#"{comm="x\\xff", node="n", systemd_unit="a.service"}"#);
+        assert!(Arc::ptr_eq(&first, &processes.origin(id, &maker).unwrap()), "made once");
 
         processes.rename(&Comm { process: id, comm: b"y".to_vec() });
-        let Some(Target::Of(labels)) = processes.target(id, &maker) else { panic!("no target") };
-        assert_eq!(labels.get("comm"), "y");
+        assert_eq!(processes.origin(id, &maker).unwrap().comm, "y");
         assert_eq!(processes.remove(id), None);
-        assert_eq!(processes.target(id, &maker), None);
+        assert_eq!(processes.origin(id, &maker), None);
         assert_eq!(processes.len(), 0);
     }
 

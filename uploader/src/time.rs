@@ -1,5 +1,7 @@
 //! Times as text.
 
+use std::time::Duration;
+
 /// RFC 3339 in UTC with milliseconds: `2026-11-25T04:51:00.123Z`.
 pub fn rfc3339(nanos: i64) -> String {
     format(nanos, "-", ":")
@@ -29,6 +31,15 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
+/// A length of time, as a person would say it.
+pub(crate) fn words(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..=119 => format!("{seconds} s"),
+        seconds @ 120..=7199 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    }
 }
 
 #[cfg(test)]

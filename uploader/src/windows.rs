@@ -24,6 +24,8 @@ use crate::{
 
 /// Names of long windows are looked up this often, so that files need not be held open until the end.
 const PASS: Duration = Duration::from_secs(10);
+/// How long a finished window waits for the names of its containers: a kubelet tells of a container within two seconds or so.
+const SETTLE: Duration = Duration::from_secs(5);
 /// Windows that may wait for those before them to be finished.
 const MAX_WAITING: usize = 1;
 
@@ -87,17 +89,23 @@ async fn finish(shared: &Arc<Shared>, mut windows: mpsc::Receiver<Window>, sinks
     while let Some(window) = windows.recv().await {
         let begun = Instant::now();
         let names = resolve::names(shared, &window.stacks).await;
-        let number = window.number;
+        // The next one is to be finished before the one after it.
+        let limit = SETTLE.min(window.duration / 2).saturating_sub(begun.elapsed());
+        shared.discovery.settle(window.origins.keys().map(Arc::as_ref), limit).await;
+        let (number, maker, discovery) =
+            (window.number, shared.state().maker(), Arc::clone(&shared.discovery));
         let sinks = sinks.clone();
         let result = spawn_blocking(move || {
-            let profiles = profiles(&window, &names, &sinks);
+            let mut window = window;
+            let not_selected = window.find_targets(|origin| maker.target(origin, &discovery));
+            let profiles = (profiles(&window, &names, &sinks), not_selected, window.merged);
             drop((window, names));
             // A window takes many times the memory that is kept between windows.
             security::give_back_memory();
             profiles
         })
         .await;
-        let Ok((finished, stored, failures)) = result else {
+        let Ok(((finished, stored, failures), not_selected, merged)) = result else {
             warn!("window {number} could not be made into profiles: this is a fault of Bulkhead's");
             continue;
         };
@@ -105,6 +113,8 @@ async fn finish(shared: &Arc<Shared>, mut windows: mpsc::Receiver<Window>, sinks
         {
             let mut state = shared.state();
             state.counts.windows += 1;
+            state.counts.samples_not_selected += not_selected;
+            state.counts.merged_samples += merged;
             state.counts.profiles += finished.len() as u64;
             state.counts.stored += stored;
             state.counts.store_failures += failures;

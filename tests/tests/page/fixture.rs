@@ -259,7 +259,7 @@ type Parameters = Query<HashMap<String, String>>;
 
 async fn index(State(fixture): State<Arc<Fixture>>) -> Response {
     let notice = fixture.targets.iter().any(|(comm, _)| *comm == HOSTILE).then_some(HOSTILE);
-    pages::response(pages::index_page(&fixture.rows(), notice, None))
+    pages::response(pages::index_page(&fixture.rows(), notice, &[]))
 }
 
 async fn query(State(fixture): State<Arc<Fixture>>, parameters: Parameters) -> Response {

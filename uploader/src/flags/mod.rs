@@ -1,5 +1,6 @@
 //! The command line: the seed's flags with the seed's names, defaults and forms, and some of our own.
 
+mod kubernetes;
 mod refused;
 mod selection;
 mod store;
@@ -9,14 +10,16 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+pub use kubernetes::KubernetesFlags;
 pub use selection::SelectionFlags;
 pub use store::{BatchInterval, DebugInfoFlags, PathRule, StoreAddress, StoreFlags, StoreHeader};
 pub use values::{ByteSize, ExternalLabels, HttpAddress, ProfilingDuration, ValueError};
 
-use crate::printable::printable;
+use crate::{printable::printable, targets::Selection};
 
 /// Labels that the uploader gives itself: no `--external-label` may take their place.
-pub const OWN_LABELS: &[&str] = &["node", "comm", "containerid", "systemd_unit"];
+pub const OWN_LABELS: &[&str] =
+    &["node", "comm", "container", "containerid", "namespace", "pod", "systemd_unit"];
 
 /// How much is logged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -97,6 +100,10 @@ pub struct Flags {
     #[command(flatten)]
     pub selection: SelectionFlags,
 
+    /// Who knows containers
+    #[command(flatten)]
+    pub names: KubernetesFlags,
+
     /// Where profiles are sent
     #[command(flatten)]
     pub store: StoreFlags,
@@ -120,7 +127,8 @@ impl Flags {
             flags.node = printable(rustix::system::uname().nodename().to_bytes());
         }
         flags.check_labels(&mut command)?;
-        if let Some(problem) = flags.store.problem() {
+        let names = flags.names.problem().map(str::to_owned);
+        if let Some(problem) = flags.store.problem().map(Into::into).or(names) {
             return Err(command.error(clap::error::ErrorKind::ArgumentConflict, problem));
         }
         Ok(flags)
@@ -129,6 +137,12 @@ impl Flags {
     /// The command line's definition, with the flags that are known and refused.
     fn command_with_refused() -> Command {
         Self::command().args(refused::arguments())
+    }
+
+    /// What is profiled.
+    pub fn selection(&self) -> Selection {
+        let pods = !self.names.pod_label_selector.is_empty();
+        Selection { pods, ..self.selection.selection() }
     }
 
     /// Length of a window.

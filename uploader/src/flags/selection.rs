@@ -111,6 +111,7 @@ impl SelectionFlags {
             names: units.chain(cgroups).filter_map(Result::ok).collect(),
             below: self.cgroup_path.0.clone(),
             ratio: self.sampling_ratio.0,
+            ..Selection::default()
         }
     }
 

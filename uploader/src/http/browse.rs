@@ -41,7 +41,9 @@ pub async fn index(State(context): State<Context>) -> Response {
     drop(state);
     let notice = (!notices.is_empty()).then(|| notices.join("; "));
     let store = context.delivery.as_ref().map(|delivery| delivery.sentence());
-    pages::response(pages::index_page(&rows, notice.as_deref(), store.as_deref()))
+    let sentences = [("store", store), ("names", context.shared.discovery.sentence())];
+    let sentences: Vec<_> = sentences.iter().filter_map(|(id, text)| Some((*id, text.as_deref()?))).collect();
+    pages::response(pages::index_page(&rows, notice.as_deref(), &sentences))
 }
 
 /// `/query?debug=1`: the page of the targets that match.

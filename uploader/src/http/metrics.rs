@@ -19,6 +19,7 @@ use super::Context;
 use crate::{
     debuginfo::Offers,
     delivery::Delivery,
+    discovery::{Discovery, Outcome},
     state::{LIMITATIONS, Shared},
     worker::Worker,
 };
@@ -109,8 +110,33 @@ impl Collector for Scrape {
         if let Some(delivery) = &self.0.delivery {
             sending(&mut encoder, delivery)?;
         }
+        if self.0.shared.discovery.is_on() {
+            discovery(&mut encoder, &self.0.shared.discovery)?;
+        }
         process(&mut encoder)
     }
+}
+
+/// What is known of containers.
+fn discovery(encoder: &mut Encoder<'_>, discovery: &Discovery) -> fmt::Result {
+    let counts = discovery.counts();
+    let follows = matches!(discovery.outcome(), Outcome::Following);
+    encoder.gauge(
+        "kubernetes_following",
+        "Whether the API server tells of this node's pods",
+        usize::from(follows),
+    )?;
+    let help = "Pods that are known, with those that ended a little while ago";
+    encoder.gauge("kubernetes_pods", help, counts.pods)?;
+    let help = "Containers that are known, with those that ended a little while ago";
+    encoder.gauge("kubernetes_containers", help, counts.containers)?;
+    encoder.counter("kubernetes_events", "Changes of pods that the API server told of", counts.events)?;
+    encoder.counter("kubernetes_errors", "Failures of asking the API server", counts.errors)?;
+    encoder.counter(
+        "kubernetes_refused",
+        "Pods and containers that are not known for want of room",
+        counts.refused,
+    )
 }
 
 /// Debug information for the store.
@@ -300,7 +326,7 @@ fn sizes(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
             ("names", state.names.len()),
             ("kernel_symbols", state.kernel.len()),
             ("targets", targets),
-            ("window_targets", state.window().targets.len()),
+            ("window_origins", state.window().origins.len()),
             ("window_stacks", state.window().stacks.len()),
             ("stuck_threads", Worker::stuck()),
         ];

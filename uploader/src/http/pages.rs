@@ -68,17 +68,17 @@ pub fn response(html: String) -> Response {
         .into_response()
 }
 
-/// `/`: the table of all targets, sorted by labels. Above it stand a notice, for what concerns the whole machine, and how sending
-/// to the store goes.
-pub fn index_page(rows: &[TargetRow], notice: Option<&str>, store: Option<&str>) -> String {
+/// `/`: the table of all targets, sorted by labels. Above it stand a notice, for what concerns the whole machine, and
+/// sentences on how it goes with those who are asked or sent to, each with its id in the HTML.
+pub fn index_page(rows: &[TargetRow], notice: Option<&str>, sentences: &[(&str, &str)]) -> String {
     let mut html = head("Active Profilers", assets::INDEX_SCRIPT);
     html.push_str("<main>\n<div class=\"title\"><h1>Active Profilers</h1>");
     let _ = writeln!(html, "<span id=\"count\" class=\"muted\" role=\"status\">{}</span></div>", count(rows));
     if let Some(notice) = notice {
         let _ = writeln!(html, "<p class=\"note\" role=\"note\">{}</p>", text(notice));
     }
-    if let Some(store) = store {
-        let _ = writeln!(html, "<p id=\"store\" class=\"muted\">{}</p>", text(store));
+    for (id, sentence) in sentences {
+        let _ = writeln!(html, "<p id=\"{id}\" class=\"muted\">{}</p>", text(sentence));
     }
     html.push_str(
         "<div class=\"toolbar\"><label class=\"grow\"><span class=\"hidden\">Filter the targets</span>\
@@ -358,7 +358,7 @@ mod tests {
         hostile.profile_type = HOSTILE.into();
         let targets = [hostile.labels.clone(), row("b").labels];
         let pages = [
-            index_page(&[hostile], Some(HOSTILE), Some(HOSTILE)),
+            index_page(&[hostile], Some(HOSTILE), &[("store", HOSTILE)]),
             profile_page(&ProfilePage {
                 query: HOSTILE,
                 profile_type: HOSTILE,
@@ -383,7 +383,7 @@ mod tests {
             targets: &[],
             window: Duration::from_secs(10),
         });
-        for page in [page, index_page(&[row("a")], None, None)] {
+        for page in [page, index_page(&[row("a")], None, &[])] {
             assert!(!page.contains("style=") && !page.contains("<style") && !page.contains(" onclick"));
             assert_eq!(page.matches("<script").count(), page.matches("<script type=\"module\" src=").count());
         }
@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn rows_are_sorted_and_linked() {
-        let page = index_page(&[row("b"), row("a c")], None, None);
+        let page = index_page(&[row("b"), row("a c")], None, &[]);
         let first = page.find("<bdi>a c</bdi>").expect("a c is shown");
         let second = page.find("<bdi>b</bdi>").expect("b is shown");
         assert!(first < second);

@@ -366,7 +366,7 @@ mod tests {
     use crate::{
         processes::JitKey,
         profile::{Thread, check::check, decode},
-        targets::TargetMaker,
+        targets::{Origin, Target, TargetMaker},
     };
 
     fn facts(segments: &[(u64, u64, u64, bool)]) -> Arc<ElfFacts> {
@@ -427,12 +427,14 @@ mod tests {
     fn window(stacks: &[(&[Frame], u64)]) -> (Window, Arc<Labels>) {
         let mut window = Window::begin(1, 100);
         let labels = TargetMaker::new("n", []).labels("program", None);
+        let origin = Arc::new(Origin { comm: "program".into(), ..Origin::default() });
         for (stack, count) in stacks {
             for _ in 0..*count {
-                window.add(&labels, stack, Some(Thread { id: 5, name: "t".into() }), End::Root as u8, false);
+                window.add(&origin, stack, Some(Thread { id: 5, name: "t".into() }), End::Root as u8, false);
             }
         }
         window.close();
+        window.find_targets(|_| Target::Of(Arc::clone(&labels)));
         window.duration = window.duration.max(Duration::from_nanos(1));
         (window, labels)
     }

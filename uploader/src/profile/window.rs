@@ -8,10 +8,19 @@ use std::{
 
 use records::End;
 
-use crate::{executables::ExecutableKey, processes::JitKey, targets::Labels};
+use crate::{
+    executables::ExecutableKey,
+    processes::JitKey,
+    targets::{Labels, Origin, Target},
+};
 
+/// Most origins in a window while it is open; the samples of more go to one marked origin.
+const MAX_ORIGINS: usize = 16_384;
 /// Most targets in a window; the samples of more go to one marked target.
 pub const MAX_TARGETS: usize = 4096;
+/// The command name that stands in place of those for which there was no room; longer than any of a process (`TASK_COMM_LEN` in the
+/// kernel's `include/linux/sched.h`).
+const TOO_MANY: &str = "[too many targets]";
 /// Most different stacks in a window; the samples of more go to one marked stack.
 pub const MAX_STACKS: usize = 65_536;
 /// Most frames in all stacks of a window together (32 MiB).
@@ -78,6 +87,14 @@ impl Ends {
         }
     }
 
+    fn add(&mut self, other: &Ends) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count += more;
+        }
+        self.unknown += other.unknown;
+        self.guessed += other.guessed;
+    }
+
     /// Each end that was seen, and how often.
     pub fn iter(&self) -> impl Iterator<Item = (End, u64)> {
         End::ALL.iter().map(|end| (*end, self.counts[*end as usize])).filter(|(_, count)| *count > 0)
@@ -107,6 +124,17 @@ impl TargetSamples {
     pub fn total(&self) -> u64 {
         self.counts.values().sum()
     }
+
+    fn take_over(&mut self, other: TargetSamples) {
+        if self.counts.is_empty() {
+            *self = other;
+            return;
+        }
+        for (entry, count) in other.counts {
+            *self.counts.entry(entry).or_insert(0) += count;
+        }
+        self.ends.add(&other.ends);
+    }
 }
 
 /// A window, open or closed.
@@ -123,13 +151,13 @@ pub struct Window {
     pub frequency: u32,
     /// Stacks, innermost frame first; a [`StackKey`] is an index.
     pub stacks: Vec<Arc<[Frame]>>,
+    /// Until its targets are known: by origin.
+    pub origins: HashMap<Arc<Origin>, TargetSamples>,
     /// By target.
     pub targets: HashMap<Arc<Labels>, TargetSamples>,
     by_frames: HashMap<Arc<[Frame]>, StackKey>,
     frames: usize,
     entries: usize,
-    /// The target in place of those for which there is no room, once there is none.
-    overflow: Option<Arc<Labels>>,
     /// Samples that were merged into one marked stack or target, for want of room.
     pub merged: u64,
 }
@@ -145,11 +173,11 @@ impl Window {
             duration: Duration::ZERO,
             frequency,
             stacks: Vec::new(),
+            origins: HashMap::new(),
             targets: HashMap::new(),
             by_frames: HashMap::new(),
             frames: 0,
             entries: 0,
-            overflow: None,
             merged: 0,
         }
     }
@@ -165,22 +193,22 @@ impl Window {
     /// Counts a sample; `end` and `guessed` as for [`Ends::count`]. `true` if its stack is new to this window.
     pub fn add(
         &mut self,
-        labels: &Arc<Labels>,
+        origin: &Arc<Origin>,
         frames: &[Frame],
         thread: Option<Thread>,
         end: u8,
         guessed: bool,
     ) -> bool {
         let (stack, new) = self.stack(frames);
-        let overflowing = !self.targets.contains_key(labels) && self.targets.len() >= MAX_TARGETS;
+        let overflowing = !self.origins.contains_key(origin) && self.origins.len() >= MAX_ORIGINS;
         let target = if overflowing {
             self.merged += 1;
-            let overflow = self.overflow.get_or_insert_with(|| too_many_targets(labels, self.targets.keys()));
-            self.targets.entry(Arc::clone(overflow)).or_default()
-        } else if let Some(target) = self.targets.get_mut(labels) {
+            let overflow = Origin { comm: TOO_MANY.into(), pid: None, cgroup: None };
+            self.origins.entry(Arc::new(overflow)).or_default()
+        } else if let Some(target) = self.origins.get_mut(origin) {
             target
         } else {
-            self.targets.entry(Arc::clone(labels)).or_default()
+            self.origins.entry(Arc::clone(origin)).or_default()
         };
         target.ends.count(end, guessed);
         let mut entry = (stack, thread);
@@ -194,6 +222,33 @@ impl Window {
         }
         *count += 1;
         new
+    }
+
+    /// Says of what target each origin is; origins of one target become one. The number of samples that are of none.
+    pub fn find_targets(&mut self, target: impl Fn(&Origin) -> Target) -> u64 {
+        let mut not_selected = 0;
+        let mut rest = TargetSamples::default();
+        for (origin, samples) in std::mem::take(&mut self.origins) {
+            if origin.comm == TOO_MANY {
+                rest.take_over(samples);
+                continue;
+            }
+            match target(&origin) {
+                Target::NotSelected => not_selected += samples.total(),
+                Target::Of(labels)
+                    if self.targets.len() >= MAX_TARGETS && !self.targets.contains_key(&labels) =>
+                {
+                    self.merged += samples.total();
+                    rest.take_over(samples);
+                }
+                Target::Of(labels) => self.targets.entry(labels).or_default().take_over(samples),
+            }
+        }
+        if !rest.counts.is_empty() {
+            let labels = too_many_targets(self.targets.keys());
+            self.targets.entry(Arc::new(labels)).or_default().take_over(rest);
+        }
+        not_selected
     }
 
     fn stack(&mut self, frames: &[Frame]) -> (StackKey, bool) {
@@ -219,28 +274,37 @@ impl Window {
         (key, !full)
     }
 
-    /// Samples of all targets.
+    /// Samples of all.
     pub fn total(&self) -> u64 {
-        self.targets.values().map(TargetSamples::total).sum()
+        self.origins.values().chain(self.targets.values()).map(TargetSamples::total).sum()
     }
 }
 
 /// The target in place of those for which there was no room: it has the labels that are the same for all. (Any other could be new each
 /// time, by rules that make labels of pids or names.)
-fn too_many_targets<'a>(labels: &Labels, others: impl Iterator<Item = &'a Arc<Labels>>) -> Arc<Labels> {
-    let mut labels = labels.clone();
+fn too_many_targets<'a>(mut others: impl Iterator<Item = &'a Arc<Labels>>) -> Labels {
+    let mut labels = others.next().map_or_else(Labels::default, |first| (**first).clone());
     others.for_each(|other| labels.0.retain(|name, value| other.0.get(name) == Some(value)));
-    labels.0.insert("comm".into(), "[too many targets]".into());
-    Arc::new(labels)
+    labels.0.insert("comm".into(), TOO_MANY.into());
+    labels
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::targets::TargetMaker;
+    use crate::{discovery::Discovery, targets::TargetMaker};
+
+    fn origin(comm: &str) -> Arc<Origin> {
+        Arc::new(Origin { comm: comm.into(), ..Origin::default() })
+    }
 
     fn labels(comm: &str) -> Arc<Labels> {
         TargetMaker::new("n", []).labels(comm, None)
+    }
+
+    fn find_targets(window: &mut Window) {
+        let maker = TargetMaker::new("n", []);
+        assert_eq!(window.find_targets(|origin| maker.target(origin, &Discovery::default())), 0);
     }
 
     fn frame(offset: u64) -> Frame {
@@ -252,11 +316,12 @@ mod tests {
         let mut window = Window::begin(1, 100);
         let thread = |id| Some(Thread { id, name: "t".into() });
         let stack = [frame(1), frame(2)];
-        assert!(window.add(&labels("a"), &stack, thread(1), End::Root as u8, false));
-        assert!(!window.add(&labels("a"), &stack, thread(1), End::Root as u8, true));
-        window.add(&labels("a"), &stack, thread(2), End::Memory as u8, true);
-        window.add(&labels("b"), &stack, thread(3), End::NoUserSpace as u8, false);
-        window.add(&labels("b"), &[], None, 250, false);
+        assert!(window.add(&origin("a"), &stack, thread(1), End::Root as u8, false));
+        assert!(!window.add(&origin("a"), &stack, thread(1), End::Root as u8, true));
+        window.add(&origin("a"), &stack, thread(2), End::Memory as u8, true);
+        window.add(&origin("b"), &stack, thread(3), End::NoUserSpace as u8, false);
+        window.add(&origin("b"), &[], None, 250, false);
+        find_targets(&mut window);
         assert_eq!((window.stacks.len(), window.targets.len(), window.total()), (2, 2, 5));
         let a = &window.targets[&labels("a")];
         let mut counts: Vec<_> = a.counts.values().copied().collect();
@@ -281,10 +346,10 @@ mod tests {
     #[test]
     fn too_many_stacks_become_one() {
         let mut window = Window::begin(1, 100);
-        let labels = labels("a");
+        let origin = origin("a");
         let more = 1000;
         for offset in 0..MAX_STACKS + more {
-            window.add(&labels, &[frame(offset as u64)], None, 1, false);
+            window.add(&origin, &[frame(offset as u64)], None, 1, false);
         }
         assert_eq!(window.stacks.len(), MAX_STACKS + 1);
         assert_eq!(window.merged, more as u64);
@@ -295,11 +360,11 @@ mod tests {
     #[test]
     fn long_stacks_are_bounded_together() {
         let mut window = Window::begin(1, 100);
-        let labels = labels("a");
+        let origin = origin("a");
         let mut stack = vec![frame(0); 512];
         for offset in 0..5000 {
             stack[0] = frame(offset);
-            window.add(&labels, &stack, None, 1, false);
+            window.add(&origin, &stack, None, 1, false);
         }
         assert!(window.stacks.iter().map(|stack| stack.len()).sum::<usize>() <= MAX_FRAMES + 1);
         assert_eq!(window.total(), 5000);
@@ -309,27 +374,57 @@ mod tests {
     fn too_many_targets_become_one() {
         let mut window = Window::begin(1, 100);
         for comm in 0..MAX_TARGETS + 10 {
-            window.add(&labels(&comm.to_string()), &[frame(1)], None, 1, false);
+            window.add(&origin(&comm.to_string()), &[frame(1)], None, 1, false);
         }
-        // Whatever labels rules have made of it.
-        let mut odd = (*labels("x")).clone();
-        for pid in 0..10 {
-            odd.0.insert("pid".into(), pid.to_string());
-            window.add(&Arc::new(odd.clone()), &[frame(1)], None, 1, false);
-        }
+        assert_eq!(window.total(), (MAX_TARGETS + 10) as u64);
+        find_targets(&mut window);
         assert_eq!(window.targets.len(), MAX_TARGETS + 1);
-        assert_eq!(window.targets[&labels("[too many targets]")].total(), 20);
+        assert_eq!((window.targets[&labels(TOO_MANY)].total(), window.merged), (10, 10));
+
+        let mut window = Window::begin(1, 100);
+        for comm in 0..MAX_ORIGINS + 10 {
+            window.add(&origin(&comm.to_string()), &[frame(1)], None, 1, false);
+        }
+        assert_eq!((window.origins.len(), window.merged), (MAX_ORIGINS + 1, 10));
+        // Whatever labels rules have made of them.
+        window.find_targets(|origin| {
+            let mut labels = (*labels("x")).clone();
+            labels.0.insert("pid".into(), origin.comm.clone());
+            Target::Of(Arc::new(labels))
+        });
+        assert_eq!(window.targets.len(), MAX_TARGETS + 1);
+        assert_eq!(window.targets[&labels(TOO_MANY)].total(), (MAX_ORIGINS + 10 - MAX_TARGETS) as u64);
+    }
+
+    #[test]
+    fn origins_of_one_target_become_one() {
+        let mut window = Window::begin(1, 100);
+        let with_pid = |pid| Arc::new(Origin { pid: Some(pid), ..(*origin("a")).clone() });
+        for pid in [1, 2] {
+            window.add(&with_pid(pid), &[frame(1)], None, End::Root as u8, true);
+            window.add(&with_pid(pid), &[frame(pid.into())], None, End::Memory as u8, false);
+        }
+        window.add(&origin("dropped"), &[frame(1)], None, 1, false);
+        let maker = TargetMaker::new("n", []);
+        let dropped = window.find_targets(|origin| match origin.comm.as_str() {
+            "dropped" => Target::NotSelected,
+            _ => maker.target(origin, &Discovery::default()),
+        });
+        assert_eq!((dropped, window.targets.len()), (1, 1));
+        let a = &window.targets[&labels("a")];
+        assert_eq!((a.total(), a.counts.len(), a.ends.guessed), (4, 2, 2));
+        assert_eq!(a.ends.iter().collect::<Vec<_>>(), [(End::Root, 2), (End::Memory, 2)]);
     }
 
     #[test]
     fn too_many_threads_lose_their_names() {
         let mut window = Window::begin(1, 100);
-        let labels = labels("a");
+        let origin = origin("a");
         let name: Arc<str> = "t".into();
         for id in 0..u32::try_from(MAX_ENTRIES).unwrap() + 10 {
-            window.add(&labels, &[frame(1)], Some(Thread { id, name: Arc::clone(&name) }), 1, false);
+            window.add(&origin, &[frame(1)], Some(Thread { id, name: Arc::clone(&name) }), 1, false);
         }
-        let counts = &window.targets[&labels].counts;
+        let counts = &window.origins[&origin].counts;
         assert_eq!(counts.len(), MAX_ENTRIES + 1);
         assert_eq!(counts[&(StackKey(0), None)], 10);
     }

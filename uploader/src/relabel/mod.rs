@@ -11,7 +11,7 @@ use rule::{Action, Rule};
 pub use rule::{RuleError, RuleText};
 
 /// Most labels that a target may come to have.
-const MAX_LABELS: usize = 128;
+const MAX_LABELS: usize = 1024;
 /// Longest value that a rule may make, in bytes.
 const MAX_VALUE: usize = 4096;
 
@@ -40,6 +40,15 @@ impl Rules {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether a rule looks at the label of this name, so that its value may make a difference.
+    pub fn look_at(&self, name: &str) -> bool {
+        self.0.iter().any(|rule| {
+            let by_name = matches!(rule.action, Action::LabelMap { .. }) && rule.regex.is_match(name);
+            by_name || rule.source_labels.iter().any(|label| label == name)
+                || matches!(&rule.action, Action::KeepEqual(label) | Action::DropEqual(label) if label == name)
+        })
     }
 
     /// What becomes of labels. `None`: it is no target, since a rule says so or has left it none.

@@ -21,6 +21,7 @@ pub use counts::{CollectorCounters, Counts};
 
 use crate::{
     debuginfo::Offers,
+    discovery::Discovery,
     executables::{ExecutableKey, Executables, Facts},
     processes::Processes,
     profile::{Profiles, Window},
@@ -95,6 +96,8 @@ pub struct Shared {
     pub tables: mpsc::Sender<Table>,
     /// Of which executables debug information is to be sent, if it is.
     pub debug_info: Option<Arc<Offers>>,
+    /// What containers are.
+    pub discovery: Arc<Discovery>,
     /// Finished profiles.
     pub profiles: Profiles,
     /// Woken when an answer of the collector's came, or facts were read.
@@ -109,6 +112,7 @@ impl Shared {
         name_cache: usize,
         window: Duration,
         debug_info: Option<Arc<Offers>>,
+        discovery: Arc<Discovery>,
     ) -> (Arc<Self>, Outbox) {
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (tables_sender, tables) = mpsc::channel(MAX_TABLES);
@@ -119,6 +123,7 @@ impl Shared {
             rows: Worker::new(1),
             tables: tables_sender,
             debug_info,
+            discovery,
             profiles: Profiles::new(window),
             arrived: Notify::new(),
         };
@@ -221,8 +226,16 @@ impl State {
 
     /// Labels are made by these rules from now on.
     pub fn set_rules(&mut self, rules: Rules) {
+        let wanted_pids = self.maker.wants_pids();
         self.maker.set_rules(rules);
-        self.processes.forget_targets();
+        if self.maker.wants_pids() != wanted_pids {
+            self.processes.forget_origins();
+        }
+    }
+
+    /// What makes targets, as it is now.
+    pub fn maker(&self) -> TargetMaker {
+        self.maker.clone()
     }
 
     /// Whether a collector is connected.
@@ -416,7 +429,6 @@ impl State {
         let next = Window::begin(self.window.number + 1, self.window.frequency);
         let mut window = std::mem::replace(&mut self.window, next);
         window.close();
-        self.counts.merged_samples += window.merged;
         self.thread_names = samples::ThreadNames::default();
         self.executables.begin_window();
         self.executables.close_old(now);

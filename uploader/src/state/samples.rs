@@ -11,7 +11,7 @@ use crate::{
     printable::printable,
     processes::JitKey,
     profile::{Frame, Thread},
-    targets::Target,
+    targets::Origin,
 };
 
 /// Most names of threads that are kept for a window; more are made anew each time.
@@ -39,18 +39,18 @@ impl State {
         self.counts.samples += 1;
         let guessed = sample.guessed > 0;
         self.counts.samples_guessed += u64::from(guessed);
-        let target = self.processes.target(sample.process, &self.maker).unwrap_or_else(|| {
+        let origin = self.processes.origin(sample.process, &self.maker).unwrap_or_else(|| {
             self.counts.samples_unknown_process += 1;
-            self.maker.target(&printable(&sample.thread_comm), None, None)
+            Arc::new(Origin { comm: printable(&sample.thread_comm), ..Origin::default() })
         });
-        let Target::Of(labels) = target else {
+        if !self.maker.keeps(&origin) {
             self.counts.samples_not_selected += 1;
             return;
-        };
+        }
         let frames = self.frames(sample);
         let name = self.thread_labels.then(|| self.thread_names.get(&sample.thread_comm));
         let thread = name.map(|name| Thread { id: sample.tid, name });
-        if self.window.add(&labels, &frames, thread, sample.end, guessed) {
+        if self.window.add(&origin, &frames, thread, sample.end, guessed) {
             self.prepare(&frames, now);
         }
     }

@@ -11,7 +11,7 @@ use crate::profile::Frame;
 
 fn shared() -> (Arc<Shared>, mpsc::Receiver<Request>) {
     let (shared, outbox) =
-        Shared::new(TargetMaker::new("n", []), true, 20 << 20, Duration::from_secs(10), None);
+        Shared::new(TargetMaker::new("n", []), true, 20 << 20, Duration::from_secs(10), None, Arc::default());
     (shared, outbox.requests)
 }
 
@@ -123,12 +123,10 @@ fn samples_find_their_targets() {
     apply(&mut state, sample(2, vec![], vec![]));
     apply(&mut state, FromCollector::Exit(ProcessId(1)));
     apply(&mut state, sample(1, vec![], vec![]));
-    let mut targets: Vec<_> = state
-        .window()
-        .targets
-        .iter()
-        .map(|(labels, samples)| (labels.to_string(), samples.total()))
-        .collect();
+    let (maker, mut window) = (state.maker(), state.end_window(Instant::now()));
+    assert_eq!(window.find_targets(|origin| maker.target(origin, &shared.discovery)), 0);
+    let mut targets: Vec<_> =
+        window.targets.iter().map(|(labels, samples)| (labels.to_string(), samples.total())).collect();
     targets.sort();
     let expected = [
         (r#"{comm="t", node="n"}"#.to_owned(), 2),

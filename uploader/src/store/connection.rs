@@ -24,11 +24,8 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::{
-    resolver::Resolver,
-    tls::{TlsFiles, plain_config},
-};
-use crate::flags::StoreFlags;
+use super::tls::{TlsFiles, plain_config};
+use crate::{flags::StoreFlags, resolver::Resolver};
 
 /// How long a connection may take to be made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

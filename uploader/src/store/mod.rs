@@ -3,5 +3,4 @@
 pub mod connection;
 pub mod local;
 pub mod parca;
-mod resolver;
 mod tls;

@@ -101,19 +101,26 @@ fn container_id(component: &str, parent: &str) -> Option<String> {
         return Some(bare.to_owned());
     }
     // 32 digits could be anything (a machine's id, a hash), unless it is where containers are.
-    let among_containers = parent == "garden" || is_pod(parent);
+    let among_containers = parent == "garden" || pod_uid(parent).is_some();
     if among_containers && (is_hex(bare, 32) || (parent == "garden" && is_uuid(bare))) {
         return Some(bare.to_owned());
     }
     None
 }
 
-/// `pod` and its uid, in the forms of cgroupfs and systemd (`kubepods-besteffort-podUID.slice`).
-fn is_pod(component: &str) -> bool {
-    let name = component.strip_suffix(".slice").unwrap_or(component);
-    let Some((_, uid)) = name.rsplit_once("pod") else { return false };
+/// The uid of the innermost pod of a path, as the API server writes it.
+pub(super) fn pod(path: &str) -> Option<String> {
+    components(path).iter().rev().find_map(|component| pod_uid(component))
+}
+
+/// The uid of `pod` and a uid, in the forms of cgroupfs and systemd (`kubepods-besteffort-podUID.slice`), also where containerd puts its own
+/// after it (`SLICE:cri-containerd:ID`).
+fn pod_uid(component: &str) -> Option<String> {
+    let name = component.split(':').next().unwrap_or(component);
+    let name = name.strip_suffix(".slice").unwrap_or(name);
+    let (_, uid) = name.rsplit_once("pod")?;
     let uid = uid.replace('_', "-");
-    is_hex(&uid, 32) || is_uuid(&uid)
+    (is_hex(&uid, 32) || is_uuid(&uid)).then_some(uid)
 }
 
 fn is_hex(text: &str, length: usize) -> bool {
@@ -197,6 +204,25 @@ mod tests {
                 "systemd {path}"
             );
             assert_eq!(of(&format!("1:name=systemd:/\n0::/\n7:memory:{path}")), expected, "hybrid {path}");
+        }
+    }
+
+    #[test]
+    fn pods_by_their_uid() {
+        let systemd = UID.replace('-', "_");
+        for path in [
+            "/kubepods/besteffort/podUUU/ID",
+            "/kubepods/podUUU",
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podSSS.slice/cri-containerd-ID.scope",
+            "/system.slice/containerd.service/kubepods-besteffort-podSSS.slice:cri-containerd:ID",
+            "/docker/ID/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podSSS.slice/crio-INNER.scope",
+        ] {
+            let path = path.replace("UUU", UID).replace("SSS", &systemd).replace("ID", ID);
+            assert_eq!(pod(&path).as_deref(), Some(UID), "{path}");
+        }
+        assert_eq!(pod(&format!("/kubepods/burstable/pod{HASH}/{ID}")).as_deref(), Some(HASH));
+        for path in ["/", "/docker/ID", "/podman/x", "/kubepods/podder"] {
+            assert_eq!(pod(path), None, "{path}");
         }
     }
 

@@ -1,14 +1,20 @@
 //! Targets: what a profile is of. A target is a set of labels; processes with the same labels are one target.
 
 mod cgroup;
+mod origin;
 mod selection;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 pub use cgroup::{Owner, owner, paths};
+pub use origin::{CgroupFacts, Origin};
 pub use selection::{Pattern, Selection};
 
-use crate::{printable::printable, relabel::Rules};
+use crate::{
+    discovery::{Discovery, Named},
+    printable::printable,
+    relabel::Rules,
+};
 
 /// The labels of a target, in the order of their names.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, serde::Serialize)]
@@ -34,6 +40,9 @@ impl fmt::Display for Labels {
     }
 }
 
+/// The label that rules see a process's id in.
+const PID: &str = "__meta_process_pid";
+
 /// Of which target a process is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Target {
@@ -41,15 +50,6 @@ pub enum Target {
     Of(Arc<Labels>),
     /// Of none: it is not profiled.
     NotSelected,
-}
-
-/// What is known of a set of cgroups.
-#[derive(Clone, Debug)]
-pub struct CgroupFacts {
-    owner: Option<Owner>,
-    /// The path in the hierarchy that has an owner, or in the first.
-    path: String,
-    is_selected: bool,
 }
 
 /// Makes targets from what is known of a process.
@@ -92,30 +92,56 @@ impl TargetMaker {
     /// What a text of `/proc/PID/cgroup` says.
     pub fn cgroup(&self, text: &[u8]) -> CgroupFacts {
         let (owner, paths) = (owner(text), paths(text));
+        let pod = paths.iter().find_map(|path| cgroup::pod(path));
+        // Whether a pod is selected is known when somebody has told of it.
+        let may_be_selected =
+            self.selection.pods && (pod.is_some() || matches!(owner, Some(Owner::Container(_))));
         let is_selected = self.selection.selects(&paths);
         let named = paths
             .iter()
             .find(|path| owner.is_some() && self::owner(format!("0::{path}").as_bytes()) == owner);
         let path = printable(named.or(paths.first()).unwrap_or(&"").as_bytes());
-        CgroupFacts { owner, path, is_selected }
+        CgroupFacts { owner, pod, path, is_selected, may_be_selected }
     }
 
-    /// The target of a process with this command name (already text).
-    pub fn target(&self, comm: &str, pid: Option<u32>, cgroup: Option<&CgroupFacts>) -> Target {
-        let is_selected = cgroup.map_or_else(|| self.selection.selects(&[]), |facts| facts.is_selected);
+    /// Whether rules look at pids, so that each process is an origin of its own.
+    pub fn wants_pids(&self) -> bool {
+        self.rules.look_at(PID)
+    }
+
+    /// Whether samples of this origin are kept until their window ends.
+    pub fn keeps(&self, origin: &Origin) -> bool {
+        match &origin.cgroup {
+            Some(facts) => facts.is_selected || facts.may_be_selected,
+            None => self.selection.selects(&[]),
+        }
+    }
+
+    /// The target of an origin, by what is known of its container.
+    pub fn target(&self, origin: &Origin, discovery: &Discovery) -> Target {
+        let cgroup = origin.cgroup.as_deref();
+        let named = cgroup.and_then(|facts| discovery.find(facts));
+        let is_selected = match cgroup {
+            Some(facts) => facts.is_selected || (facts.may_be_selected && named.is_some()),
+            None => self.selection.selects(&[]),
+        };
         if !is_selected {
             return Target::NotSelected;
         }
-        let mut labels = self.labels(comm, cgroup.and_then(|facts| facts.owner.as_ref()));
+        let owner = cgroup.and_then(|facts| facts.owner.as_ref());
+        let mut labels = Arc::unwrap_or_clone(self.labels(&origin.comm, owner));
+        labels.0.extend(named.iter().flat_map(Named::labels));
         if !self.rules.is_empty() {
-            let mut all = (*labels).clone().0;
+            let mut all = labels.0;
             all.extend(self.common_meta.clone());
-            all.extend(pid.map(|pid| ("__meta_process_pid".to_owned(), pid.to_string())));
+            all.extend(discovery.node());
+            all.extend(origin.pid.map(|pid| (PID.to_owned(), pid.to_string())));
             all.extend(cgroup.map(|facts| ("__meta_process_cgroup".to_owned(), facts.path.clone())));
+            all.extend(named.iter().flat_map(Named::meta));
             let Some(changed) = self.rules.apply(all) else { return Target::NotSelected };
-            labels = Arc::new(Labels(changed));
+            labels = Labels(changed);
         }
-        if self.selection.samples(&labels) { Target::Of(labels) } else { Target::NotSelected }
+        if self.selection.samples(&labels) { Target::Of(Arc::new(labels)) } else { Target::NotSelected }
     }
 
     /// The labels of a process with this command name (already text) in this cgroup.

@@ -34,13 +34,15 @@ pub struct Selection {
     pub names: Vec<Pattern>,
     /// Components of the cgroup that all of these are in.
     pub below: Vec<String>,
+    /// Pods of which discovery knows, beside these.
+    pub pods: bool,
     /// The part of targets that is profiled, from 0 to 1.
     pub ratio: f64,
 }
 
 impl Default for Selection {
     fn default() -> Self {
-        Selection { names: Vec::new(), below: Vec::new(), ratio: 1.0 }
+        Selection { names: Vec::new(), below: Vec::new(), pods: false, ratio: 1.0 }
     }
 }
 
@@ -48,7 +50,7 @@ impl Selection {
     /// Whether a process is profiled that is in these cgroups (paths of `/proc/PID/cgroup`).
     pub fn selects(&self, paths: &[&str]) -> bool {
         if self.names.is_empty() && self.below.is_empty() {
-            return true;
+            return !self.pods;
         }
         paths.iter().any(|path| {
             let mut components = path.split('/').filter(|component| !component.is_empty());
@@ -115,7 +117,7 @@ mod tests {
             let cgroups = cgroups.iter().map(|text| Pattern::new(text).unwrap());
             let names = units.chain(cgroups).collect();
             let below = below.iter().map(|text| (*text).to_owned()).collect();
-            let selection = Selection { names, below, ratio: 1.0 };
+            let selection = Selection { names, below, ..Selection::default() };
             assert_eq!(selection.selects(&["/other", path]), is_selected, "{selection:?} {path}");
         }
         assert!(Selection::default().selects(&[]));

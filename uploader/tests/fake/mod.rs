@@ -54,7 +54,7 @@ impl Bench {
         let listener = UnixSeqpacketListener::bind(&socket).unwrap();
         let store = Arc::new(LocalStore::open(&folder.path().join("store"), 1 << 20).unwrap());
         let maker = TargetMaker::new("node-1", [("zone".to_owned(), "z".to_owned())]);
-        let (shared, requests) = Shared::new(maker, true, 20 << 20, WINDOW, None);
+        let (shared, requests) = Shared::new(maker, true, 20 << 20, WINDOW, None, Arc::default());
         let page = server::listen_on(&HttpAddress::Host("127.0.0.1".into(), 0)).await.unwrap();
         let port = page.local_addr().unwrap().port();
         let access = Access { hosts: Hosts::new([]), token: None };

@@ -31,7 +31,7 @@ pub struct Resolver {
 
 impl Resolver {
     /// As the machine is set up now.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Resolver { last: Arc::new(Mutex::new(read_system_conf().ok())) }
     }
 

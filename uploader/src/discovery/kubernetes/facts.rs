@@ -1,0 +1,156 @@
+//! From Kubernetes' objects to what is kept of them.
+
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod as KubernetesPod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use crate::{
+    discovery::{Container, Pod, offered},
+    relabel::LabelMap,
+};
+
+/// The uid that a static pod has in the node's cgroups. (`ConfigHashAnnotationKey` in the kubelet's `pkg/kubelet/types/pod_update.go`.)
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// What is kept of a pod. Labels for rules have the names that Prometheus gives them. `None`: it has no uid or no name, which is against
+/// the API.
+pub(super) fn pod(pod: &KubernetesPod) -> Option<Pod> {
+    let metadata = &pod.metadata;
+    let (uid, name) = (metadata.uid.clone()?, metadata.name.clone()?);
+    let namespace = metadata.namespace.clone().unwrap_or_default();
+    let annotations = metadata.annotations.as_ref();
+    let cgroup_uid = annotations.and_then(|all| all.get(CONFIG_HASH)).filter(|hash| **hash != uid).cloned();
+    let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
+
+    let mut meta = offered("__meta_kubernetes_pod", "label", metadata.labels.as_ref());
+    meta.extend(offered("__meta_kubernetes_pod", "annotation", annotations));
+    let mut put = |name: &str, value: Option<&str>| {
+        meta.extend(value.map(|value| (format!("__meta_kubernetes_{name}"), value.to_owned())));
+    };
+    put("namespace", Some(&namespace));
+    put("pod_name", Some(&name));
+    put("pod_uid", Some(&uid));
+    put("pod_node_name", spec.and_then(|spec| spec.node_name.as_deref()));
+    put("pod_ip", status.and_then(|status| status.pod_ip.as_deref()));
+    put("pod_host_ip", status.and_then(|status| status.host_ip.as_deref()));
+    put("pod_phase", status.and_then(|status| status.phase.as_deref()));
+    let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    let ready = conditions.filter(|condition| condition.type_ == "Ready").map(|condition| &condition.status);
+    put("pod_ready", ready.map(|status| status.to_lowercase()).next().as_deref());
+    let owners = metadata.owner_references.iter().flatten();
+    if let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) {
+        put("pod_controller_kind", Some(&owner.kind));
+        put("pod_controller_name", Some(&owner.name));
+    }
+
+    let lists = status.map(|status| {
+        [
+            (&status.container_statuses, false),
+            (&status.init_container_statuses, true),
+            (&status.ephemeral_container_statuses, false),
+        ]
+    });
+    let statuses = lists
+        .into_iter()
+        .flatten()
+        .flat_map(|(list, is_init)| list.iter().flatten().map(move |status| (status, is_init)));
+    let containers = statuses.flat_map(|(status, is_init)| containers(status, is_init)).collect();
+    Some(Pod { uid, cgroup_uid, namespace, name, meta, containers })
+}
+
+/// The container of a status, and the one before it, which may have ended before anybody was told that it ran.
+fn containers(status: &ContainerStatus, is_init: bool) -> Vec<Container> {
+    let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let last = last.and_then(|state| state.container_id.as_deref());
+    let mut ids: Vec<&str> = [status.container_id.as_deref(), last].into_iter().flatten().map(bare).collect();
+    ids.retain(|id| !id.is_empty());
+    ids.dedup();
+    ids.into_iter()
+        .map(|id| Container {
+            id: id.to_owned(),
+            name: status.name.clone(),
+            meta: [
+                ("id", id.to_owned()),
+                ("name", status.name.clone()),
+                ("image", status.image.clone()),
+                ("init", is_init.to_string()),
+            ]
+            .map(|(name, value)| (format!("__meta_kubernetes_pod_container_{name}"), value))
+            .into(),
+        })
+        .collect()
+}
+
+/// The id without the runtime's name: `containerd://ID`.
+fn bare(id: &str) -> &str {
+    id.split_once("://").map_or(id, |(_, id)| id)
+}
+
+/// What rules may know of the node.
+pub(super) fn node(metadata: &ObjectMeta) -> LabelMap {
+    let mut labels = offered("__meta_kubernetes_node", "label", metadata.labels.as_ref());
+    labels.extend(offered("__meta_kubernetes_node", "annotation", metadata.annotations.as_ref()));
+    labels.extend(metadata.name.clone().map(|name| ("__meta_kubernetes_node_name".to_owned(), name)));
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Option<Pod> {
+        pod(&serde_json::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn all_kinds_of_containers_and_of_their_lives() {
+        let found = parse(
+            r#"{"metadata": {"name": "web-1", "namespace": "shop", "uid": "u", "labels": {"app": "web"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "r", "controller": true}]},
+                "spec": {"containers": [], "nodeName": "n1"},
+                "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [
+                    {"name": "web", "image": "i:1", "imageID": "", "ready": true, "restartCount": 1, "containerID": "containerd://aa",
+                     "lastState": {"terminated": {"exitCode": 1, "containerID": "containerd://bb"}}},
+                    {"name": "starting", "image": "i:2", "imageID": "", "ready": false, "restartCount": 0}],
+                "initContainerStatuses": [{"name": "init", "image": "i:3", "imageID": "", "ready": true, "restartCount": 0, "containerID": "cri-o://cc",
+                     "state": {"terminated": {"exitCode": 0, "containerID": "cri-o://cc"}}}],
+                "ephemeralContainerStatuses": [{"name": "debug", "image": "i:4", "imageID": "", "ready": false, "restartCount": 0, "containerID": "docker://dd"}]}}"#,
+        )
+        .unwrap();
+        let ids: Vec<_> = found.containers.iter().map(|it| (it.id.as_str(), it.name.as_str())).collect();
+        assert_eq!(ids, [("aa", "web"), ("bb", "web"), ("cc", "init"), ("dd", "debug")]);
+        let meta = |name: &str| found.meta[&format!("__meta_kubernetes_{name}")].as_str();
+        assert_eq!((meta("namespace"), meta("pod_name"), meta("pod_label_app")), ("shop", "web-1", "web"));
+        assert_eq!((meta("pod_controller_kind"), meta("pod_controller_name")), ("ReplicaSet", "web"));
+        assert_eq!((meta("pod_phase"), meta("pod_ready"), meta("pod_ip")), ("Running", "true", "10.0.0.1"));
+        let init = &found.containers[2].meta;
+        assert_eq!(init["__meta_kubernetes_pod_container_init"], "true");
+        assert_eq!(init["__meta_kubernetes_pod_container_image"], "i:3");
+        assert_eq!(found.cgroup_uid, None);
+    }
+
+    #[test]
+    fn a_static_pod_and_one_without_anything() {
+        let found = parse(
+            r#"{"metadata": {"name": "etcd-n1", "namespace": "kube-system", "uid": "u",
+                "annotations": {"kubernetes.io/config.hash": "0123", "kubernetes.io/config.mirror": "0123"}}}"#,
+        )
+        .unwrap();
+        assert_eq!(found.cgroup_uid.as_deref(), Some("0123"));
+        assert!(parse(r#"{"metadata": {"name": "x"}}"#).is_none());
+    }
+
+    #[test]
+    fn of_the_node() {
+        let metadata = ObjectMeta {
+            name: Some("n1".into()),
+            labels: Some([("topology.kubernetes.io/zone".to_owned(), "a".to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        let labels = node(&metadata);
+        assert_eq!(labels["__meta_kubernetes_node_label_topology_kubernetes_io_zone"], "a");
+        assert_eq!(labels["__meta_kubernetes_node_name"], "n1");
+    }
+}

@@ -1,0 +1,237 @@
+//! What containers are, told by those who run them. Whoever is asked fills one index ([`Pods`]), which is asked when a window ends: by
+//! then what has begun in it is known, also if it has ended since.
+
+pub mod kubernetes;
+mod pods;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::Notify, time::timeout};
+
+pub use pods::{Container, Named, Pod};
+use pods::{Pods, Sizes};
+
+use crate::{
+    relabel::LabelMap,
+    targets::{CgroupFacts, Origin},
+};
+
+/// Most labels and annotations of one object that are offered to rules, each.
+const MAX_META: usize = 128;
+/// Longest value that is offered to rules, in bytes: annotations may have whole files in them.
+const MAX_VALUE: usize = 1024;
+
+/// How discovery goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The pods were not told yet.
+    Waiting,
+    /// All pods are known, as they are now.
+    Following,
+    /// It fails since so long.
+    Failing(Duration, String),
+}
+
+/// For `/metrics`.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct DiscoveryCounts {
+    /// Changes of pods that were told.
+    pub events: u64,
+    /// What went wrong.
+    pub errors: u64,
+    /// Pods and containers for which there was no room.
+    pub refused: u64,
+    /// Pods that are known, with those that are gone and kept for a while.
+    pub pods: usize,
+    /// Containers, the same.
+    pub containers: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    pods: Pods,
+    node: LabelMap,
+    is_listed: bool,
+    failing: Option<(Instant, String)>,
+    events: u64,
+    errors: u64,
+}
+
+/// What is known of this machine's containers. Empty, and without a cost, where nobody is asked.
+#[derive(Debug, Default)]
+pub struct Discovery {
+    inner: Mutex<Inner>,
+    changed: Notify,
+    /// Who is asked, for people; `None`: nobody.
+    server: Option<String>,
+}
+
+impl Discovery {
+    /// Of what the API server at this address tells.
+    pub fn of(server: String) -> Self {
+        Discovery { server: Some(server), ..Discovery::default() }
+    }
+
+    /// Whether anybody is asked.
+    pub fn is_on(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// What is known of what is in these cgroups.
+    pub fn find(&self, cgroup: &CgroupFacts) -> Option<Named> {
+        if !self.is_on() {
+            return None;
+        }
+        self.lock().pods.find(cgroup.container(), cgroup.pod())
+    }
+
+    /// Labels for the rules alone that are those of the whole machine.
+    pub fn node(&self) -> LabelMap {
+        self.lock().node.clone()
+    }
+
+    /// Waits until the containers that these samples are of have names, for so long at most: who runs containers tells of them a little
+    /// after they begin. What stays without a name is not waited for again.
+    pub async fn settle(&self, origins: impl Iterator<Item = &Origin>, limit: Duration) {
+        if !self.is_on() || !matches!(self.outcome(), Outcome::Following) {
+            return;
+        }
+        let cgroups: Vec<_> = origins.filter_map(|origin| origin.cgroup.as_ref()).map(Arc::clone).collect();
+        let all_named = async {
+            loop {
+                let changed = self.changed.notified();
+                {
+                    let inner = self.lock();
+                    if cgroups.iter().all(|cgroup| !inner.pods.is_awaited(cgroup.container(), cgroup.pod())) {
+                        return;
+                    }
+                }
+                changed.await;
+            }
+        };
+        if timeout(limit, all_named).await.is_err() {
+            let mut inner = self.lock();
+            for cgroup in cgroups {
+                inner.pods.give_up(cgroup.container(), cgroup.pod());
+            }
+        }
+    }
+
+    /// How it goes.
+    pub fn outcome(&self) -> Outcome {
+        let inner = self.lock();
+        match (&inner.failing, inner.is_listed) {
+            (Some((since, reason)), _) => Outcome::Failing(since.elapsed(), reason.clone()),
+            (None, true) => Outcome::Following,
+            (None, false) => Outcome::Waiting,
+        }
+    }
+
+    /// How it goes, in words; `None` where nobody is asked.
+    pub fn sentence(&self) -> Option<String> {
+        let server = self.server.as_ref()?;
+        let Sizes { here, .. } = self.lock().pods.sizes();
+        Some(match self.outcome() {
+            Outcome::Waiting => {
+                format!("The Kubernetes API server {server} has not told of this node's pods yet.")
+            }
+            Outcome::Following => format!("The Kubernetes API server {server} tells of {here} pods here."),
+            Outcome::Failing(since, reason) => format!(
+                "The Kubernetes API server {server} has not answered for {}: {reason}. What it told of {here} pods before is still used.",
+                crate::time::words(since)
+            ),
+        })
+    }
+
+    /// For `/metrics`.
+    pub fn counts(&self) -> DiscoveryCounts {
+        let inner = self.lock();
+        let Sizes { pods, containers, refused, .. } = inner.pods.sizes();
+        DiscoveryCounts { events: inner.events, errors: inner.errors, refused, pods, containers }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        let mut inner = self.lock();
+        inner.events += 1;
+        change(&mut inner);
+        inner.pods.forget_gone(Instant::now());
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// A pod is here, or has changed.
+    fn apply(&self, pod: Pod) {
+        self.change(|inner| inner.pods.apply(pod, Instant::now()));
+    }
+
+    /// A pod is gone.
+    fn remove(&self, uid: &str) {
+        self.change(|inner| inner.pods.remove(uid, Instant::now()));
+    }
+
+    /// All pods are told anew.
+    fn begin_list(&self) {
+        self.lock().pods.begin_list();
+    }
+
+    /// That is all of them.
+    fn end_list(&self) {
+        self.change(|inner| {
+            inner.pods.end_list(Instant::now());
+            inner.is_listed = true;
+        });
+    }
+
+    fn set_node(&self, node: LabelMap) {
+        self.lock().node = node;
+    }
+
+    /// An answer came. How long none had come before, if so.
+    fn answered(&self) -> Option<Duration> {
+        self.lock().failing.take().map(|(since, _)| since.elapsed())
+    }
+
+    /// Something went wrong. `true` if that is news.
+    fn failed(&self, reason: String) -> bool {
+        let mut inner = self.lock();
+        inner.errors += 1;
+        match &mut inner.failing {
+            Some((_, last)) if *last == reason => false,
+            Some((_, last)) => {
+                *last = reason;
+                true
+            }
+            None => {
+                inner.failing = Some((Instant::now(), reason));
+                true
+            }
+        }
+    }
+}
+
+/// Labels or annotations as rules see them, as Prometheus offers them (`kubernetes_sd_config` in its documentation): a label with the value,
+/// and one that says it is there.
+fn offered(prefix: &str, kind: &str, texts: Option<&BTreeMap<String, String>>) -> LabelMap {
+    let mut labels = LabelMap::new();
+    for (name, value) in texts.into_iter().flatten().take(MAX_META) {
+        if value.len() > MAX_VALUE || name.len() > MAX_VALUE {
+            continue;
+        }
+        let name: String =
+            name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect();
+        labels.insert(format!("{prefix}_{kind}present_{name}"), "true".into());
+        labels.insert(format!("{prefix}_{kind}_{name}"), value.clone());
+    }
+    labels
+}
+
+#[cfg(test)]
+mod tests;

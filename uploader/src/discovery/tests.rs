@@ -1,0 +1,165 @@
+//! Tests of the index, and of how discovery is told.
+
+use super::*;
+use crate::targets::TargetMaker;
+
+fn pod(uid: &str, containers: &[(&str, &str)]) -> Pod {
+    let container = |(id, name): &(&str, &str)| Container {
+        id: (*id).into(),
+        name: (*name).into(),
+        meta: LabelMap::new(),
+    };
+    Pod {
+        uid: uid.into(),
+        namespace: "ns".into(),
+        name: format!("pod-{uid}"),
+        containers: containers.iter().map(container).collect(),
+        ..Pod::default()
+    }
+}
+
+fn text(named: Option<Named>) -> Option<String> {
+    let named = named?;
+    let labels = named.labels().map(|(name, value)| format!("{name}={value}"));
+    Some(labels.collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn containers_are_found_by_id_and_else_by_their_pod() {
+    let (mut pods, now) = (Pods::default(), Instant::now());
+    pods.apply(pod("u1", &[("c1", "web")]), now);
+    assert_eq!(text(pods.find(Some("c1"), Some("u1"))).unwrap(), "namespace=ns pod=pod-u1 container=web");
+    assert_eq!(text(pods.find(Some("c1"), None)).unwrap(), "namespace=ns pod=pod-u1 container=web");
+    assert_eq!(text(pods.find(Some("c2"), Some("u1"))).unwrap(), "namespace=ns pod=pod-u1");
+    assert_eq!(text(pods.find(None, Some("u1"))).unwrap(), "namespace=ns pod=pod-u1");
+    assert_eq!(text(pods.find(Some("c2"), Some("u2"))), None);
+    // A static pod's cgroup has another uid.
+    pods.apply(Pod { cgroup_uid: Some("hash".into()), ..pod("u3", &[]) }, now);
+    assert_eq!(text(pods.find(Some("c9"), Some("hash"))).unwrap(), "namespace=ns pod=pod-u3");
+}
+
+#[test]
+fn what_is_gone_is_kept_for_a_while() {
+    let (mut pods, now) = (Pods::default(), Instant::now());
+    pods.apply(pod("u1", &[("c1", "web")]), now);
+    // The container was started again.
+    pods.apply(pod("u1", &[("c2", "web")]), now);
+    pods.remove("u1", now);
+    pods.forget_gone(now + KEEP / 2);
+    assert!(pods.find(Some("c1"), None).is_some() && pods.find(Some("c2"), None).is_some());
+    pods.forget_gone(now + KEEP);
+    assert_eq!((pods.find(Some("c1"), None), pods.find(Some("c2"), Some("u1"))), (None, None));
+    assert_eq!(pods.sizes().containers, 0);
+
+    // A list without a pod says that it is gone; one with it, that it is here.
+    pods.begin_list();
+    pods.apply(pod("u2", &[]), now);
+    pods.apply(pod("u3", &[]), now);
+    pods.end_list(now);
+    pods.begin_list();
+    pods.apply(pod("u3", &[]), now);
+    pods.end_list(now);
+    assert_eq!(pods.sizes().here, 1);
+    pods.forget_gone(now + KEEP);
+    assert_eq!((pods.find(None, Some("u2")), pods.find(None, Some("u3")).is_some()), (None, true));
+}
+
+const KEEP: Duration = Duration::from_mins(10);
+
+#[test]
+fn growth_is_bounded_and_what_is_gone_makes_room() {
+    let (mut pods, now) = (Pods::default(), Instant::now());
+    let many: Vec<(String, String)> = (0..10).map(|index| (format!("c{index}"), "x".to_owned())).collect();
+    for number in 0..5000 {
+        let ids: Vec<_> = many.iter().map(|(id, name)| (format!("{number}-{id}"), name.as_str())).collect();
+        let ids: Vec<_> = ids.iter().map(|(id, name)| (id.as_str(), *name)).collect();
+        pods.apply(pod(&number.to_string(), &ids), now);
+    }
+    let sizes = pods.sizes();
+    assert_eq!((sizes.pods, sizes.containers), (4096, 16_384));
+    assert_eq!(sizes.refused, 904 + 4096 * 10 - 16_384);
+    pods.remove("7", now);
+    pods.apply(pod("new", &[("new", "x")]), now);
+    assert!(pods.find(Some("new"), None).is_some() && pods.find(None, Some("7")).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_waits_for_names_once() {
+    let discovery = Arc::new(Discovery::of("server".into()));
+    let id = "0".repeat(64);
+    let cgroup = |uid: &str| {
+        let text = format!("0::/kubepods/besteffort/pod{uid}/{id}");
+        Arc::new(TargetMaker::new("n", []).cgroup(text.as_bytes()))
+    };
+    let uid = "12345678-9abc-def0-1234-56789abcdef0";
+    let origin = Origin { comm: "x".into(), pid: None, cgroup: Some(cgroup(uid)) };
+    let limit = Duration::from_secs(5);
+    let took = async || {
+        let begun = tokio::time::Instant::now();
+        discovery.settle([&origin].into_iter(), limit).await;
+        begun.elapsed()
+    };
+    assert_eq!(took().await, Duration::ZERO, "nobody tells of pods yet");
+    discovery.begin_list();
+    discovery.end_list();
+    let teller = {
+        let (discovery, id) = (Arc::clone(&discovery), id.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            discovery.apply(pod(uid, &[(&id, "web")]));
+        })
+    };
+    assert_eq!(took().await, Duration::from_secs(2));
+    teller.await.unwrap();
+    assert_eq!(took().await, Duration::ZERO);
+    // One that nobody ever tells of, such as the container that holds a pod's namespaces.
+    let other = Origin {
+        cgroup: Some(Arc::new(
+            TargetMaker::new("n", [])
+                .cgroup(format!("0::/kubepods/besteffort/pod{uid}/{}", "1".repeat(64)).as_bytes()),
+        )),
+        ..origin.clone()
+    };
+    let begun = tokio::time::Instant::now();
+    discovery.settle([&other].into_iter(), limit).await;
+    discovery.settle([&other].into_iter(), limit).await;
+    assert_eq!(begun.elapsed(), limit);
+    discovery.failed("no answer".into());
+    discovery.settle([&other].into_iter(), limit).await;
+    assert_eq!(begun.elapsed(), limit);
+}
+
+#[test]
+fn failures_are_news_once() {
+    let discovery = Discovery::of("server".into());
+    assert!(discovery.sentence().unwrap().contains("has not told"));
+    discovery.begin_list();
+    discovery.apply(pod("u", &[]));
+    discovery.end_list();
+    assert!(discovery.sentence().unwrap().contains("tells of 1 pods"));
+    assert!(discovery.failed("forbidden".into()) && !discovery.failed("forbidden".into()));
+    assert!(discovery.sentence().unwrap().contains("forbidden"));
+    assert!(discovery.failed("refused".into()));
+    assert!(discovery.answered().is_some() && discovery.answered().is_none());
+    assert_eq!((discovery.counts().errors, discovery.counts().events), (3, 2));
+    assert_eq!(Discovery::default().sentence(), None);
+}
+
+#[test]
+fn labels_and_annotations_are_offered_as_prometheus_does() {
+    let texts: BTreeMap<String, String> = [
+        ("app.kubernetes.io/name".to_owned(), "web".to_owned()),
+        ("kubectl.kubernetes.io/last-applied-configuration".to_owned(), "x".repeat(2000)),
+        ("empty".to_owned(), String::new()),
+    ]
+    .into();
+    let labels = offered("__meta_kubernetes_pod", "label", Some(&texts));
+    let expected = [
+        ("__meta_kubernetes_pod_label_app_kubernetes_io_name", "web"),
+        ("__meta_kubernetes_pod_label_empty", ""),
+        ("__meta_kubernetes_pod_labelpresent_app_kubernetes_io_name", "true"),
+        ("__meta_kubernetes_pod_labelpresent_empty", "true"),
+    ];
+    let expected: LabelMap = expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    assert_eq!(labels, expected);
+}

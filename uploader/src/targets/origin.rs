@@ -1,0 +1,44 @@
+//! Where samples come from, as far as the collector tells. Of what target they are is said when their window ends.
+
+use std::sync::Arc;
+
+use super::cgroup::Owner;
+
+/// What is known of a set of cgroups.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct CgroupFacts {
+    pub(super) owner: Option<Owner>,
+    pub(super) pod: Option<String>,
+    /// The path in the hierarchy that has an owner, or in the first.
+    pub(super) path: String,
+    /// It is named by flags, or nothing is.
+    pub(super) is_selected: bool,
+    /// It is selected if it turns out to be a pod's that is followed.
+    pub(super) may_be_selected: bool,
+}
+
+impl CgroupFacts {
+    /// The id of the container that this is.
+    pub fn container(&self) -> Option<&str> {
+        match &self.owner {
+            Some(Owner::Container(id)) => Some(id),
+            Some(Owner::Unit(_)) | None => None,
+        }
+    }
+
+    /// The uid of the pod that this is in, as its cgroup has it.
+    pub fn pod(&self) -> Option<&str> {
+        self.pod.as_deref()
+    }
+}
+
+/// Where samples come from.
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Origin {
+    /// The command name (already text).
+    pub comm: String,
+    /// The process, where rules want to know it.
+    pub pid: Option<u32>,
+    /// Its cgroups, if they are known.
+    pub cgroup: Option<Arc<CgroupFacts>>,
+}
