@@ -154,7 +154,7 @@ fn needs(flags: &Flags, sending: Option<&Sending>, api_server: Option<&ApiServer
 }
 
 /// The API server that the flags have asked, or that is found. One that is found by itself, but cannot be used, is done without.
-fn find_api_server(flags: &Flags) -> Result<Option<ApiServer>, ApiServerError> {
+pub(crate) fn find_api_server(flags: &Flags) -> Result<Option<ApiServer>, ApiServerError> {
     if flags.names.kubernetes == Some(false) {
         return Ok(None);
     }

@@ -41,7 +41,9 @@ pub enum LogLevel {
     version,
     about = "The unprivileged half of Bulkhead: turns the collector's samples into pprof profiles and shows them.",
     after_help = "Runs as a user of its own, without any capability. The collector (bulkhead-collector) must be \
-                  running and must let this user connect (its --uploader-user)."
+                  running and must let this user connect (its --uploader-user).\n\n\
+                  bulkhead-uploader check [OPTIONS] shows instead, for each process that runs now, the labels that these \
+                  flags and rules give it, and ends."
 )]
 pub struct Flags {
     /// How much is logged

@@ -234,7 +234,7 @@ impl Window {
                 continue;
             }
             match target(&origin) {
-                Target::NotSelected => not_selected += samples.total(),
+                Target::NotSelected(_) => not_selected += samples.total(),
                 Target::Of(labels)
                     if self.targets.len() >= MAX_TARGETS && !self.targets.contains_key(&labels) =>
                 {
@@ -292,7 +292,10 @@ fn too_many_targets<'a>(mut others: impl Iterator<Item = &'a Arc<Labels>>) -> La
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{discovery::Discovery, targets::TargetMaker};
+    use crate::{
+        discovery::Discovery,
+        targets::{TargetMaker, Why},
+    };
 
     fn origin(comm: &str) -> Arc<Origin> {
         Arc::new(Origin { comm: comm.into(), ..Origin::default() })
@@ -407,7 +410,7 @@ mod tests {
         window.add(&origin("dropped"), &[frame(1)], None, 1, false);
         let maker = TargetMaker::new("n", []);
         let dropped = window.find_targets(|origin| match origin.comm.as_str() {
-            "dropped" => Target::NotSelected,
+            "dropped" => Target::NotSelected(Why::NotNamed),
             _ => maker.target(origin, &Discovery::default()),
         });
         assert_eq!((dropped, window.targets.len()), (1, 1));

@@ -51,18 +51,29 @@ impl Rules {
         })
     }
 
-    /// What becomes of labels. `None`: it is no target, since a rule says so or has left it none.
-    pub fn apply(&self, mut labels: LabelMap) -> Option<LabelMap> {
-        for rule in &self.0 {
+    /// What becomes of labels, or the rule (from 1) by which they are of no target: it says so, or has left none. `seen` is told what each
+    /// rule has made of them.
+    pub fn apply(
+        &self,
+        mut labels: LabelMap,
+        mut seen: impl FnMut(usize, &LabelMap),
+    ) -> Result<LabelMap, usize> {
+        for (index, rule) in self.0.iter().enumerate() {
             if !rule.apply(&mut labels) {
-                return None;
+                return Err(index + 1);
             }
             // A label without a value is none.
             labels.retain(|_, value| !value.is_empty());
+            seen(index + 1, &labels);
         }
         // Those that were there for the rules alone.
         labels.retain(|name, _| !name.starts_with("__"));
-        (!labels.is_empty()).then_some(labels)
+        if labels.is_empty() { Err(self.0.len()) } else { Ok(labels) }
+    }
+
+    /// The action of a rule (from 1), as its text names it.
+    pub fn action(&self, rule: usize) -> &'static str {
+        rule.checked_sub(1).and_then(|index| self.0.get(index)).map_or("", |rule| rule.action.name())
     }
 }
 

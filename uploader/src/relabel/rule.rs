@@ -95,6 +95,25 @@ pub(super) enum Action {
     Uppercase(String),
 }
 
+impl Action {
+    /// As a rule's text names it.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Action::Replace { .. } => "replace",
+            Action::Keep => "keep",
+            Action::Drop => "drop",
+            Action::KeepEqual(_) => "keepequal",
+            Action::DropEqual(_) => "dropequal",
+            Action::HashMod { .. } => "hashmod",
+            Action::LabelMap { .. } => "labelmap",
+            Action::LabelDrop => "labeldrop",
+            Action::LabelKeep => "labelkeep",
+            Action::Lowercase(_) => "lowercase",
+            Action::Uppercase(_) => "uppercase",
+        }
+    }
+}
+
 /// A rule.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {

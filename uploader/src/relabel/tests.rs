@@ -13,7 +13,7 @@ fn rules(yaml: &str) -> Result<Rules, String> {
 /// What becomes of the labels `a=foo, b=bar, c=baz`, after rules in YAML.
 fn of(yaml: &str) -> Option<LabelMap> {
     let rules = rules(&format!("relabel_configs:\n{yaml}")).unwrap_or_else(|error| panic!("{yaml}: {error}"));
-    rules.apply(labels(&[("a", "foo"), ("b", "bar"), ("c", "baz")]))
+    rules.apply(labels(&[("a", "foo"), ("b", "bar"), ("c", "baz")]), |_, _| {}).ok()
 }
 
 /// Those labels, with these changed; without those that are empty here.

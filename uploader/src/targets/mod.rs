@@ -13,7 +13,7 @@ pub use selection::{Pattern, Selection};
 use crate::{
     discovery::{Discovery, Named},
     printable::printable,
-    relabel::Rules,
+    relabel::{LabelMap, Rules},
 };
 
 /// The labels of a target, in the order of their names.
@@ -49,7 +49,18 @@ pub enum Target {
     /// Of the one with these labels.
     Of(Arc<Labels>),
     /// Of none: it is not profiled.
-    NotSelected,
+    NotSelected(Why),
+}
+
+/// Why something is not profiled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// Flags name what is profiled, and this is not among it.
+    NotNamed,
+    /// A rule (from 1) says so.
+    Rule(usize),
+    /// It is in the other part (`--sampling-ratio`).
+    NotSampled,
 }
 
 /// Makes targets from what is known of a process.
@@ -119,6 +130,16 @@ impl TargetMaker {
 
     /// The target of an origin, by what is known of its container.
     pub fn target(&self, origin: &Origin, discovery: &Discovery) -> Target {
+        self.explained_target(origin, discovery, |_, _| {})
+    }
+
+    /// The same; `seen` is told what there is before the rules (0), and what each of them (from 1) makes of it.
+    pub fn explained_target(
+        &self,
+        origin: &Origin,
+        discovery: &Discovery,
+        mut seen: impl FnMut(usize, &LabelMap),
+    ) -> Target {
         let cgroup = origin.cgroup.as_deref();
         let named = cgroup.and_then(|facts| discovery.find(facts));
         let is_selected = match cgroup {
@@ -126,22 +147,34 @@ impl TargetMaker {
             None => self.selection.selects(&[]),
         };
         if !is_selected {
-            return Target::NotSelected;
+            return Target::NotSelected(Why::NotNamed);
         }
         let owner = cgroup.and_then(|facts| facts.owner.as_ref());
-        let mut labels = Arc::unwrap_or_clone(self.labels(&origin.comm, owner));
-        labels.0.extend(named.iter().flat_map(Named::labels));
+        let mut labels = Arc::unwrap_or_clone(self.labels(&origin.comm, owner)).0;
+        labels.extend(named.iter().flat_map(Named::labels));
         if !self.rules.is_empty() {
-            let mut all = labels.0;
-            all.extend(self.common_meta.clone());
-            all.extend(discovery.node());
-            all.extend(origin.pid.map(|pid| (PID.to_owned(), pid.to_string())));
-            all.extend(cgroup.map(|facts| ("__meta_process_cgroup".to_owned(), facts.path.clone())));
-            all.extend(named.iter().flat_map(Named::meta));
-            let Some(changed) = self.rules.apply(all) else { return Target::NotSelected };
-            labels = Labels(changed);
+            labels.extend(self.common_meta.clone());
+            labels.extend(discovery.node());
+            labels.extend(origin.pid.map(|pid| (PID.to_owned(), pid.to_string())));
+            labels.extend(cgroup.map(|facts| ("__meta_process_cgroup".to_owned(), facts.path.clone())));
+            labels.extend(named.iter().flat_map(Named::meta));
+            seen(0, &labels);
+            labels = match self.rules.apply(labels, seen) {
+                Ok(changed) => changed,
+                Err(rule) => return Target::NotSelected(Why::Rule(rule)),
+            };
         }
-        if self.selection.samples(&labels) { Target::Of(Arc::new(labels)) } else { Target::NotSelected }
+        let labels = Labels(labels);
+        if self.selection.samples(&labels) {
+            Target::Of(Arc::new(labels))
+        } else {
+            Target::NotSelected(Why::NotSampled)
+        }
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// The labels of a process with this command name (already text) in this cgroup.
