@@ -118,7 +118,10 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
 
 /// What the flags have it use of the machine.
 fn needs(flags: &Flags, sending: Option<&Sending>, api_server: Option<&ApiServer>) -> Needs {
-    let (HttpAddress::Every(port) | HttpAddress::Host(_, port)) = flags.http_address;
+    let addresses = [&flags.http_address].into_iter().chain(&flags.status_address);
+    let port = |address: &HttpAddress| match address {
+        HttpAddress::Every(port) | HttpAddress::Host(_, port) => *port,
+    };
     let mut needs = Needs {
         folders: flags.local_store_directory.iter().cloned().collect(),
         files: flags
@@ -127,7 +130,7 @@ fn needs(flags: &Flags, sending: Option<&Sending>, api_server: Option<&ApiServer
             .cloned()
             .chain(flags.selection.config_path().map(Into::into))
             .collect(),
-        listens_on: port,
+        listens_on: addresses.map(port).collect(),
         connects_to: Vec::new(),
     };
     if let Some(server) = api_server {
@@ -208,7 +211,11 @@ struct Opened {
 async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result<(), AppError> {
     let Opened { sinks, sending, api_server, token, config, confinement } = opened;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let listener = server::listen_on(&flags.http_address).await?;
+    let listener = server::listen_on(&flags.http_address, "--http-address").await?;
+    let status_listener = match &flags.status_address {
+        Some(address) => Some(server::listen_on(address, "--status-address").await?),
+        None => None,
+    };
     let address = listener.local_addr()?;
     info!("bulkhead-uploader {} on {}", env!("CARGO_PKG_VERSION"), flags.node);
     if token.is_none() && !address.ip().to_canonical().is_loopback() {
@@ -259,14 +266,18 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
         running.spawn(delivery::run(Arc::clone(&delivery), store, flags.store.batch_write_interval.0));
         delivery
     });
-    let router = http::router(
+    let routers = http::routers(
         Arc::clone(&shared),
         window,
         Access { hosts: hosts(flags), token },
         confinement,
         delivery,
     );
-    running.spawn(server::serve(listener, router, window));
+    running.spawn(server::serve(listener, routers.page, window));
+    if let Some(listener) = status_listener {
+        info!("/metrics and /healthz for others: http://{}/", listener.local_addr()?);
+        running.spawn(server::serve(listener, routers.status, window));
+    }
     let (stop, stopped) = oneshot::channel();
     let mut windows = tokio::spawn(windows::run(Arc::clone(&shared), window, sinks, stopped));
     let hang_up = signal(SignalKind::hangup())?;

@@ -58,8 +58,8 @@ pub struct Needs {
     pub folders: Vec<PathBuf>,
     /// Files that it reads again and again. Another file may take the place of each, so all of its folder may be read.
     pub files: Vec<PathBuf>,
-    /// The port that it listens on; 0: any that the kernel chooses.
-    pub listens_on: u16,
+    /// The ports that it listens on; 0: any that the kernel chooses.
+    pub listens_on: Vec<u16>,
     /// Ports that it connects to.
     pub connects_to: Vec<u16>,
 }
@@ -97,18 +97,17 @@ fn restrict(needs: &Needs) -> Result<LandlockStatus, ConfineError> {
         .create()?
         .add_rules(path_beneath_rules(reading, AccessFs::ReadFile | AccessFs::ReadDir))?
         .add_rules(path_beneath_rules(&needs.folders, store_access()))?
-        .add_rule(NetPort::new(needs.listens_on, AccessNet::BindTcp))?
-        .add_rules(
-            needs
-                .connects_to
-                .iter()
-                .map(|port| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp))),
-        )?
+        .add_rules(ports(&needs.listens_on, AccessNet::BindTcp))?
+        .add_rules(ports(&needs.connects_to, AccessNet::ConnectTcp))?
         .set_compatibility(CompatLevel::BestEffort);
     if cfg!(feature = "no-landlock") {
         return Ok(LandlockStatus::NotEnabled);
     }
     Ok(status.restrict_self()?.landlock)
+}
+
+fn ports(ports: &[u16], access: AccessNet) -> impl Iterator<Item = Result<NetPort, RulesetError>> {
+    ports.iter().map(move |port| Ok(NetPort::new(*port, access)))
 }
 
 fn folder_of(file: &Path) -> &Path {
@@ -223,7 +222,8 @@ mod tests {
             let thread = scope.spawn(move || {
                 let (folders, files) = (vec![folder.join("store")], vec![folder.join("tokens/token")]);
                 let confinement =
-                    confine(&Needs { folders, files, listens_on: free, connects_to: vec![second] }).unwrap();
+                    confine(&Needs { folders, files, listens_on: vec![free], connects_to: vec![second] })
+                        .unwrap();
                 assert!(confinement.parts().all(|(_, enforced)| enforced), "{confinement:?}");
                 attempts(folder, free, other, open, second)
             });

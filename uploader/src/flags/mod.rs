@@ -54,6 +54,10 @@ pub struct Flags {
     #[arg(long, default_value = ":7071", value_name = "HOST:PORT")]
     pub http_address: HttpAddress,
 
+    /// Where to serve /metrics, /healthz and /readyz alone, for who watches over many machines while the page stays on this one
+    #[arg(long, value_name = "ADDRESS")]
+    pub status_address: Option<HttpAddress>,
+
     /// Another name that the page may be asked for by (Host header); may be given several times
     #[arg(long, value_name = "NAME")]
     pub http_allowed_host: Vec<String>,

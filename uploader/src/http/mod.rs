@@ -43,31 +43,44 @@ pub struct Access {
     pub token: Option<Token>,
 }
 
+/// What there is to be asked for.
+#[derive(Debug)]
+pub struct Routers {
+    /// All of it, for those who may.
+    pub page: Router,
+    /// What tells nothing of what runs on the machine: counts, and whether this process is well. For anybody.
+    pub status: Router,
+}
+
 /// All routes.
-pub fn router(
+pub fn routers(
     shared: Arc<Shared>,
     window: Duration,
     access: Access,
     confinement: Confinement,
     delivery: Option<Arc<Delivery>>,
-) -> Router {
+) -> Routers {
     let waiting = Arc::new(Semaphore::new(MAX_WAITING));
     let context = Context { shared, window, waiting, confinement, delivery };
-    let mut router = Router::new()
+    let metrics = Router::new().route("/metrics", get(metrics::metrics)).with_state(context.clone());
+    let mut page = Router::new()
         .route("/", get(browse::index))
         .route("/query", get(api::query))
         .route("/api/flamegraph", get(browse::flamegraph))
         .route("/api/targets", get(api::targets))
-        .route("/metrics", get(metrics::metrics))
         .with_state(context.clone())
+        .merge(metrics.clone())
         .merge(assets::router());
     if let Some(token) = access.token {
-        router = router.layer(middleware::from_fn_with_state(Arc::new(token), token::check));
+        page = page.layer(middleware::from_fn_with_state(Arc::new(token), token::check));
     }
     // Whoever looks after this process needs no token, and learns nothing of the machine.
     let probes = Router::new().route("/healthz", get(api::healthz)).route("/readyz", get(api::readyz));
-    router
-        .merge(probes.with_state(context))
+    let probes = probes.with_state(context);
+    let page = page
+        .merge(probes.clone())
         .layer(middleware::from_fn_with_state(access.hosts, host::check))
-        .layer(middleware::from_fn(host::protect))
+        .layer(middleware::from_fn(host::protect));
+    let status = probes.merge(metrics).layer(middleware::from_fn(host::protect));
+    Routers { page, status }
 }

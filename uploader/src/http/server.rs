@@ -38,24 +38,26 @@ const CONNECTION_LIFE: Duration = Duration::from_mins(2);
 pub enum BindError {
     /// Something else has the port.
     #[error(
-        "{0} (--http-address) is in use by another program: stop that one, perhaps another bulkhead-uploader, or choose another port"
+        "{0} ({1}) is in use by another program: stop that one, perhaps another bulkhead-uploader, or choose another port"
     )]
-    InUse(String),
+    InUse(String, &'static str),
     /// This user may not have the port.
-    #[error("this user may not listen on {0} (--http-address): choose a port of 1024 or more")]
-    NotPermitted(String),
+    #[error("this user may not listen on {0} ({1}): choose a port of 1024 or more")]
+    NotPermitted(String, &'static str),
     /// Anything else.
-    #[error("cannot listen on {address} (--http-address): {source}")]
+    #[error("cannot listen on {address} ({flag}): {source}")]
     Other {
         /// What was asked for.
         address: String,
+        /// By which flag.
+        flag: &'static str,
         /// What the system said.
         source: io::Error,
     },
 }
 
-/// Begins to listen.
-pub async fn listen_on(address: &HttpAddress) -> Result<TcpListener, BindError> {
+/// Begins to listen where this flag says.
+pub async fn listen_on(address: &HttpAddress, flag: &'static str) -> Result<TcpListener, BindError> {
     let text = match address {
         HttpAddress::Every(port) => format!(":{port}"),
         HttpAddress::Host(host, port) if host.contains(':') => format!("[{host}]:{port}"),
@@ -66,9 +68,9 @@ pub async fn listen_on(address: &HttpAddress) -> Result<TcpListener, BindError> 
         HttpAddress::Host(host, port) => bind_host(host, *port).await,
     };
     listener.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => BindError::InUse(text),
-        io::ErrorKind::PermissionDenied => BindError::NotPermitted(text),
-        _ => BindError::Other { address: text, source },
+        io::ErrorKind::AddrInUse => BindError::InUse(text, flag),
+        io::ErrorKind::PermissionDenied => BindError::NotPermitted(text, flag),
+        _ => BindError::Other { address: text, flag, source },
     })
 }
 
@@ -153,23 +155,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_in_use_is_said_so() {
-        let first = listen_on(&HttpAddress::Host("127.0.0.1".into(), 0)).await.unwrap();
+        let first = listen_on(&HttpAddress::Host("127.0.0.1".into(), 0), "--http-address").await.unwrap();
         let port = first.local_addr().unwrap().port();
-        let error = listen_on(&HttpAddress::Host("127.0.0.1".into(), port)).await.unwrap_err();
-        assert!(matches!(error, BindError::InUse(_)), "{error}");
+        let error =
+            listen_on(&HttpAddress::Host("127.0.0.1".into(), port), "--http-address").await.unwrap_err();
+        assert!(matches!(error, BindError::InUse(_, _)), "{error}");
         let message = error.to_string();
         assert!(message.contains(&format!("127.0.0.1:{port}")) && !message.contains('\n'), "{message}");
-        let error = listen_on(&HttpAddress::Every(port)).await.unwrap_err();
-        assert!(matches!(error, BindError::InUse(_)), "{error}");
+        let error = listen_on(&HttpAddress::Every(port), "--http-address").await.unwrap_err();
+        assert!(matches!(error, BindError::InUse(_, _)), "{error}");
     }
 
     #[tokio::test]
     async fn every_address_includes_ipv4_and_names_are_looked_up() {
-        let every = listen_on(&HttpAddress::Every(0)).await.unwrap();
+        let every = listen_on(&HttpAddress::Every(0), "--http-address").await.unwrap();
         let port = every.local_addr().unwrap().port();
         assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok());
-        assert!(listen_on(&HttpAddress::Host("localhost".into(), 0)).await.is_ok());
-        let error = listen_on(&HttpAddress::Host("192.0.2.1".into(), 0)).await.unwrap_err();
+        assert!(listen_on(&HttpAddress::Host("localhost".into(), 0), "--http-address").await.is_ok());
+        let error = listen_on(&HttpAddress::Host("192.0.2.1".into(), 0), "--http-address").await.unwrap_err();
         assert!(error.to_string().contains("192.0.2.1:0"), "{error}");
     }
 }

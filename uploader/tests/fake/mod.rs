@@ -55,10 +55,11 @@ impl Bench {
         let store = Arc::new(LocalStore::open(&folder.path().join("store"), 1 << 20).unwrap());
         let maker = TargetMaker::new("node-1", [("zone".to_owned(), "z".to_owned())]);
         let (shared, requests) = Shared::new(maker, true, 20 << 20, WINDOW, None, Arc::default());
-        let page = server::listen_on(&HttpAddress::Host("127.0.0.1".into(), 0)).await.unwrap();
+        let page =
+            server::listen_on(&HttpAddress::Host("127.0.0.1".into(), 0), "--http-address").await.unwrap();
         let port = page.local_addr().unwrap().port();
         let access = Access { hosts: Hosts::new([]), token: None };
-        let router = http::router(Arc::clone(&shared), WINDOW, access, Confinement::default(), None);
+        let router = http::routers(Arc::clone(&shared), WINDOW, access, Confinement::default(), None).page;
         tokio::spawn(server::serve(page, router, WINDOW));
         let sinks = windows::Sinks { local: Some(store), spool: None };
         let (_, stop) = tokio::sync::oneshot::channel();
