@@ -4,6 +4,7 @@
 
 pub mod certificates;
 pub mod cgroup;
+pub mod cluster;
 pub mod entry;
 pub mod http;
 pub mod peer;
