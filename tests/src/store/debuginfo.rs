@@ -51,6 +51,8 @@ pub(super) struct Builds {
     pub(super) http_port: u16,
     /// Says that somebody else is sending what is asked for.
     pub(super) is_busy: bool,
+    /// Answers nothing but that it is away.
+    pub(super) is_away: bool,
 }
 
 impl Journal {
@@ -91,6 +93,11 @@ impl Journal {
     /// Says that somebody else is sending what is asked for, or not any more.
     pub fn set_busy(&self, is_busy: bool) {
         self.lock().builds.is_busy = is_busy;
+    }
+
+    /// Takes no debug information, while it takes profiles, or takes it again.
+    pub fn set_away(&self, is_away: bool) {
+        self.lock().builds.is_away = is_away;
     }
 
     fn take_put(&self, mut stream: &TcpStream) -> Result<(), String> {
@@ -135,6 +142,9 @@ impl DebuginfoService for Service {
         }
         let mut inner = self.0.lock();
         inner.builds.asked += 1;
+        if inner.builds.is_away {
+            return Err(Status::unavailable("no debug information is taken now"));
+        }
         let has_it = inner.builds.by_id.get(&request.build_id).is_some_and(|build| build.finished);
         let reason = if has_it && !request.force {
             "Debuginfo already exists and is not marked as invalid, therefore no new upload is needed."

@@ -211,3 +211,32 @@ fn a_busy_store_is_asked_again_later_and_a_deleted_program_is_sent() {
     wait_build(&journal, &build_id(&original));
     assert_eq!(journal.problems(), [""; 0]);
 }
+
+/// A store that is away for debug information alone is asked less and less, and gets each build once (report R47).
+#[test]
+fn a_store_that_is_away_is_not_hammered() {
+    let _alone = alone();
+    let (journal, port) = (Journal::default(), free_port());
+    let _store = Store::start(port, &StoreOptions::default(), &journal);
+    journal.set_away(true);
+    let programs: Vec<_> = (0..5).map(|number| tree(&format!("debug-away-{number}"), &["-g"])).collect();
+    let _running: Vec<_> = programs.iter().map(|program| Running::start(program, &[""; 0])).collect();
+    let system = system(port, &["--insecure", &only("debug-away")]);
+    wait_for("profiles arrive all the same, half a minute of them", 120, || {
+        let times: HashSet<i64> = journal.arrived().iter().map(|one| one.profile.time_nanos).collect();
+        let (first, last) = (times.iter().min()?, times.iter().max()?);
+        (last - first >= 30_000_000_000).then_some(())
+    });
+    // After 10 s, then 20, with up to half more or less: for five builds together.
+    let asked = journal.asked_for_builds();
+    assert!((2..=6).contains(&asked), "asked {asked} times");
+    let log = system.place().log("uploader");
+    let lines =
+        log.lines().filter(|line| line.contains("debug information") && line.contains("WARN")).count();
+    assert!(lines <= 2, "{log}");
+    journal.set_away(false);
+    for program in &programs {
+        assert_eq!(wait_build(&journal, &build_id(program)).begun, 1);
+    }
+    assert_eq!(journal.problems(), [""; 0]);
+}
