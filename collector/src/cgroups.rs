@@ -69,6 +69,11 @@ impl Cgroups {
         id
     }
 
+    /// Whether this id still means something: not after its set was forgotten.
+    pub(crate) fn knows(&self, id: CgroupId) -> bool {
+        self.texts.contains_key(&id)
+    }
+
     /// What `session` must be told before it hears of this id, if it was not yet.
     pub(crate) fn tell(&mut self, id: CgroupId, session: u32) -> Option<Cgroup> {
         let entry = self.texts.get_mut(&id).filter(|entry| entry.told != session)?;
@@ -113,9 +118,12 @@ mod tests {
     fn there_is_a_bound() {
         let mut cgroups = Cgroups::default();
         let (pid, start) = own();
+        let first = cgroups.of(0, pid, start, 0).unwrap();
         for key in 0..MAX_SETS as u64 + 100 {
             cgroups.of(key, pid, start, 0);
         }
         assert!(cgroups.by_key.len() <= MAX_SETS);
+        // All keys are of one set of cgroups: it is forgotten with them, and learnt again under another id.
+        assert!(!cgroups.knows(first) && cgroups.of(0, pid, start, 0).is_some_and(|id| cgroups.knows(id)));
     }
 }

@@ -377,7 +377,8 @@ impl Profiler {
         let process = registry.processes.get_mut(raw.pid)?;
         process.start_time = Some(start_time);
         let before = process.cgroup;
-        if process.cgroup_key != Some(raw.cgroup) || process.cgroup.is_none() {
+        let is_known = process.cgroup.is_some_and(|id| registry.cgroups.knows(id));
+        if process.cgroup_key != Some(raw.cgroup) || !is_known {
             process.cgroup_key = Some(raw.cgroup);
             if let Some(cgroup) = registry.cgroups.of(raw.cgroup, raw.pid, start_time, now) {
                 process.cgroup = Some(cgroup);

@@ -1,6 +1,9 @@
 //! Mirror of the collector's processes, for one session: the ids are good for no longer.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use ipc::{Cgroup, CgroupId, Comm, Process, ProcessId};
 
@@ -69,8 +72,13 @@ impl Processes {
     /// A set of cgroups.
     pub fn add_cgroup(&mut self, cgroup: &Cgroup, maker: &TargetMaker) {
         if self.cgroups.len() >= MAX_CGROUPS && !self.cgroups.contains_key(&cgroup.id) {
-            self.refused += 1;
-            return;
+            // Cgroups come and go, and nobody tells of their end: the last process that was in one does.
+            let used: HashSet<_> = self.entries.values().filter_map(|entry| entry.cgroup).collect();
+            self.cgroups.retain(|id, _| used.contains(id));
+            if self.cgroups.len() >= MAX_CGROUPS {
+                self.refused += 1;
+                return;
+            }
         }
         self.cgroups.insert(cgroup.id, Arc::new(maker.cgroup(&cgroup.text)));
     }
@@ -168,13 +176,20 @@ mod tests {
     fn growth_is_bounded() {
         let maker = TargetMaker::new("n", []);
         let mut processes = Processes::default();
+        let of = |id| Process { cgroup: Some(CgroupId(id)), ..process(id, b"") };
         for id in 0..u32::try_from(MAX_PROCESSES).unwrap() + 100 {
-            processes.add(&process(id, b""));
             processes.add_cgroup(&Cgroup { id: CgroupId(id), text: vec![] }, &maker);
+            processes.add(&of(id));
         }
         assert_eq!((processes.len(), processes.cgroups()), (MAX_PROCESSES, MAX_CGROUPS));
         assert_eq!(processes.refused, 200);
         processes.add(&process(5, b"known ones can change"));
         assert_eq!(processes.refused, 200);
+        // What no process is in any more makes room.
+        processes.remove(ProcessId(6));
+        processes.add_cgroup(&Cgroup { id: CgroupId(u32::MAX), text: vec![] }, &maker);
+        processes.add(&of(u32::MAX));
+        assert!(processes.origin(ProcessId(u32::MAX), &maker).unwrap().cgroup.is_some());
+        assert_eq!((processes.cgroups(), processes.refused), (MAX_CGROUPS - 1, 200));
     }
 }
