@@ -32,10 +32,9 @@ fn template(cluster: &Cluster) -> Value {
 fn an_api_server_takes_what_is_shipped() {
     let _alone = alone();
     let cluster = Cluster::find();
-    for name in ["base", "overlays/parca-store", "overlays/localhost-seccomp"] {
+    for name in [".", "base", "overlays/parca-store", "overlays/localhost-seccomp"] {
         let folder = format!("{DEPLOY}/{name}");
-        let said = cluster
-            .kubectl(&["apply", "--dry-run=server", "--warn-unknown-namespace=false", "-k", &folder], "");
+        let said = cluster.kubectl(&["apply", "--dry-run=server", "-k", &folder], "");
         assert!(said.contains("daemonset.apps/bulkhead created (server dry run)"), "{said}");
     }
     // Pod Security: the uploader's container by itself meets the strictest standard, the collector's does not.
@@ -175,7 +174,7 @@ fn a_kubelet_runs_the_daemonset() {
 
     // What each half has, as the kernel says.
     let fields = ["Uid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Groups"];
-    let collector = status_fields(pid_of("/bulkhead-collector", "--uploader-user=65532"), &fields);
+    let collector = status_fields(pid_of("/bulkhead-collector", "--uploader-user=10072"), &fields);
     let uploader = status_fields(pid_of("/bulkhead-uploader", &format!(":{page}")), &fields);
     // SYS_PTRACE, DAC_READ_SEARCH and CHECKPOINT_RESTORE (include/uapi/linux/capability.h).
     let kept = format!("{:016x}", 1_u64 << 19 | 1 << 2 | 1 << 40);
@@ -184,11 +183,12 @@ fn a_kubelet_runs_the_daemonset() {
         (uploader["CapEff"].as_str(), uploader["CapBnd"].as_str()),
         ("0000000000000000", "0000000000000000")
     );
-    assert!(uploader["Uid"].starts_with("65532\t") && uploader["NoNewPrivs"] == "1", "{uploader:?}");
+    assert!(uploader["Uid"].starts_with("10072\t") && uploader["NoNewPrivs"] == "1", "{uploader:?}");
+    assert!(collector["Uid"].starts_with("10071\t"), "{collector:?}");
     assert_eq!((collector["Seccomp"].as_str(), uploader["Seccomp"].as_str()), ("2", "2"));
 
     // The collector ends, and is started again beside the uploader.
-    let before = pid_of("/bulkhead-collector", "--uploader-user=65532");
+    let before = pid_of("/bulkhead-collector", "--uploader-user=10072");
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(before.cast_signed()).unwrap(),
         rustix::process::Signal::KILL,

@@ -16,6 +16,7 @@ pub use pods::{Container, Named, Pod};
 use pods::{Pods, Sizes};
 
 use crate::{
+    printable::printable,
     relabel::LabelMap,
     targets::{CgroupFacts, Origin},
 };
@@ -228,7 +229,7 @@ fn offered(prefix: &str, kind: &str, texts: Option<&BTreeMap<String, String>>) -
         let name: String =
             name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect();
         labels.insert(format!("{prefix}_{kind}present_{name}"), "true".into());
-        labels.insert(format!("{prefix}_{kind}_{name}"), value.clone());
+        labels.insert(format!("{prefix}_{kind}_{name}"), printable(value.as_bytes()));
     }
     labels
 }

@@ -7,6 +7,7 @@ use k8s_openapi::{
 
 use crate::{
     discovery::{Container, Pod, offered},
+    printable::printable,
     relabel::LabelMap,
 };
 
@@ -26,7 +27,7 @@ pub(super) fn pod(pod: &KubernetesPod) -> Option<Pod> {
     let mut meta = offered("__meta_kubernetes_pod", "label", metadata.labels.as_ref());
     meta.extend(offered("__meta_kubernetes_pod", "annotation", annotations));
     let mut put = |name: &str, value: Option<&str>| {
-        meta.extend(value.map(|value| (format!("__meta_kubernetes_{name}"), value.to_owned())));
+        meta.extend(value.map(|value| (format!("__meta_kubernetes_{name}"), printable(value.as_bytes()))));
     };
     put("namespace", Some(&namespace));
     put("pod_name", Some(&name));
@@ -73,7 +74,7 @@ fn containers(status: &ContainerStatus, is_init: bool) -> Vec<Container> {
             meta: [
                 ("id", id.to_owned()),
                 ("name", status.name.clone()),
-                ("image", status.image.clone()),
+                ("image", printable(status.image.as_bytes())),
                 ("init", is_init.to_string()),
             ]
             .map(|(name, value)| (format!("__meta_kubernetes_pod_container_{name}"), value))
