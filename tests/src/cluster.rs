@@ -125,7 +125,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.bring_back();
-        let _ = self.try_kubectl(&["delete", "pods", "--all", "--now", "--wait"], "");
+        let _ = self.try_kubectl(&["delete", "pods", "--all", "--now", "--wait", "--timeout=60s"], "");
     }
 }
 

@@ -11,7 +11,8 @@ use tokio::{
     task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{info, level_filters::LevelFilter, warn};
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::{
     collector_client,
@@ -236,7 +237,9 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
     let name_cache = usize::try_from(flags.name_cache_size.0).unwrap_or(usize::MAX);
     let debug_info = sending.as_ref().and_then(|sending| sending.debug_info.clone());
     let discovery = Arc::new(
-        api_server.as_ref().map_or_else(Discovery::default, |server| Discovery::of(server.address.clone())),
+        api_server
+            .as_ref()
+            .map_or_else(Discovery::default, |server| Discovery::of(server.address.clone(), window)),
     );
     let (shared, outbox) = Shared::new(
         maker,
@@ -248,6 +251,7 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
     );
     // None of them ends; if one does, it is not done without.
     let mut running = JoinSet::new();
+    let ending = Arc::clone(&discovery);
     if let Some(server) = api_server {
         info!("asking the Kubernetes API server {} for the pods of {}", server.address, flags.node);
         let selector = flags.names.pod_label_selector.clone();
@@ -292,6 +296,7 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
         ended = &mut windows => return Err(AppError::Ended(how(ended))),
     }
     supervisor.stopping();
+    ending.end();
     // What was sampled since the last window is not lost where it has somewhere to go.
     let _ = stop.send(());
     if timeout(LAST_WINDOW, windows).await.is_err() {
@@ -364,20 +369,22 @@ fn hosts(flags: &Flags) -> Hosts {
     Hosts::new(own.into_iter().chain(bound).chain(flags.http_allowed_host.iter().map(String::as_str)))
 }
 
-fn log_to_stderr(level: LogLevel) {
+pub(crate) fn log_to_stderr(level: LogLevel) {
     let level = match level {
-        LogLevel::Error => tracing::Level::ERROR,
-        LogLevel::Warn => tracing::Level::WARN,
-        LogLevel::Info => tracing::Level::INFO,
-        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
     };
-    let format = tracing_subscriber::fmt()
-        .with_max_level(level)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false);
+    // It has a line for each failure; ours says each once.
+    let quiet = ["kube_client", "kube_runtime"].map(|library| (library, LevelFilter::OFF));
+    let filter = Targets::new().with_default(level).with_targets(quiet);
     // Fails where a log is set up already: then that one is used.
-    let _ = format.try_init();
+    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(

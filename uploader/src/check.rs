@@ -28,6 +28,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Prints it for all processes.
 pub fn run(flags: &Flags) -> Result<(), AppError> {
+    app::log_to_stderr(flags.log_level);
     let mut maker = TargetMaker::new(&flags.node, flags.external_labels()).with_selection(flags.selection());
     if let Some(path) = flags.selection.config_path() {
         maker.set_rules(ConfigFile::open(path)?.1.rules);
@@ -63,7 +64,7 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
 /// What is known of containers, once all pods were told, or it is clear that they will not be.
 fn discover(flags: &Flags) -> Result<Arc<Discovery>, AppError> {
     let Some(server) = app::find_api_server(flags)? else { return Ok(Arc::default()) };
-    let discovery = Arc::new(Discovery::of(server.address.clone()));
+    let discovery = Arc::new(Discovery::of(server.address.clone(), flags.window()));
     let selector = flags.names.pod_label_selector.clone();
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -24,8 +24,6 @@ use crate::{
 
 /// Names of long windows are looked up this often, so that files need not be held open until the end.
 const PASS: Duration = Duration::from_secs(10);
-/// How long a finished window waits for the names of its containers: a kubelet tells of a container within two seconds or so.
-const SETTLE: Duration = Duration::from_secs(5);
 /// Windows that may wait for those before them to be finished.
 const MAX_WAITING: usize = 1;
 
@@ -90,7 +88,7 @@ async fn finish(shared: &Arc<Shared>, mut windows: mpsc::Receiver<Window>, sinks
         let begun = Instant::now();
         let names = resolve::names(shared, &window.stacks).await;
         // The next one is to be finished before the one after it.
-        let limit = SETTLE.min(window.duration / 2).saturating_sub(begun.elapsed());
+        let limit = shared.discovery.longest_settle().saturating_sub(begun.elapsed());
         shared.discovery.settle(window.origins.keys().map(Arc::as_ref), limit).await;
         let (number, maker, discovery) =
             (window.number, shared.state().maker(), Arc::clone(&shared.discovery));

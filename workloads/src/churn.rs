@@ -41,6 +41,11 @@ pub fn frameless_brief(name: &str) -> Result<PathBuf, BuildError> {
     in_c(name, &format!("{PRELUDE}#line 1\n{}", include_str!("../programs/brief.c")), &["-w"])
 }
 
+/// A process in each of many cgroups, whose files `cgroup.procs` stand in a file, a line each; see `programs/crowd.c`.
+pub fn crowd() -> Result<PathBuf, BuildError> {
+    in_c("crowd", &format!("{PRELUDE}#line 1\n{}", include_str!("../programs/crowd.c")), &["-w"])
+}
+
 /// A kind of small executable, called `tiny-KIND`, that lives some milliseconds. Its functions, the innermost first: [`tiny_chain`].
 pub fn tiny(kind: u32) -> Result<PathBuf, BuildError> {
     tiny_of(kind, 1_000_000)

@@ -16,8 +16,8 @@ pub use catalogue::{
     Known, Program, go_and_c, go_leaves, known_cpp, known_go, known_rust, plain, plugin, program, stage,
 };
 pub use churn::{
-    CHURN_LIBRARIES, TEMPLATE_DEPTH, breeder, churn_library, churn_library_chain, churn_loader, ends_at_once,
-    frameless_brief, spawner, templates, thread_starts, tiny, tiny_chain, tiny_for_longer,
+    CHURN_LIBRARIES, TEMPLATE_DEPTH, breeder, churn_library, churn_library_chain, churn_loader, crowd,
+    ends_at_once, frameless_brief, spawner, templates, thread_starts, tiny, tiny_chain, tiny_for_longer,
 };
 pub use frameless::{Frameless, SECRET, exceptions, frameless, rust_release};
 pub use remapped::{Remapped, remapped};

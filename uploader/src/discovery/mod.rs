@@ -25,6 +25,17 @@ use crate::{
 const MAX_META: usize = 128;
 /// Longest value that is offered to rules, in bytes: annotations may have whole files in them.
 const MAX_VALUE: usize = 1024;
+/// Most bytes of all of them together.
+const MAX_META_BYTES: usize = 8 << 10;
+
+/// How long a finished window waits for the names of its containers: a kubelet tells of a container within two seconds or so.
+const SETTLE: Duration = Duration::from_secs(5);
+/// Whoever has waited for less has not waited.
+const LEAST_SETTLE: Duration = Duration::from_secs(1);
+/// Longest text of a failure, in characters: a proxy may answer with a page.
+const MAX_REASON: usize = 300;
+/// A failure with another text than the last is news this long after the last that was.
+const NEWS_EVERY: Duration = Duration::from_mins(1);
 
 /// How discovery goes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -57,9 +68,18 @@ struct Inner {
     pods: Pods,
     node: LabelMap,
     is_listed: bool,
-    failing: Option<(Instant, String)>,
+    failing: Option<Failing>,
+    /// The program ends: nothing is waited for any more.
+    is_ending: bool,
     events: u64,
     errors: u64,
+}
+
+#[derive(Debug)]
+struct Failing {
+    since: Instant,
+    said: Instant,
+    reason: String,
 }
 
 /// What is known of this machine's containers. Empty, and without a cost, where nobody is asked.
@@ -69,12 +89,20 @@ pub struct Discovery {
     changed: Notify,
     /// Who is asked, for people; `None`: nobody.
     server: Option<String>,
+    window: Duration,
 }
 
 impl Discovery {
-    /// Of what the API server at this address tells.
-    pub fn of(server: String) -> Self {
-        Discovery { server: Some(server), ..Discovery::default() }
+    /// Of what the API server at this address tells, for windows of this length.
+    pub fn of(server: String, window: Duration) -> Self {
+        let discovery = Discovery { server: Some(server), window, ..Discovery::default() };
+        discovery.lock().pods.keep_for_at_least(window * 2);
+        discovery
+    }
+
+    /// How long a window may wait for names ([`Discovery::settle`]).
+    pub fn longest_settle(&self) -> Duration {
+        if self.is_on() { SETTLE.min(self.window / 2) } else { Duration::ZERO }
     }
 
     /// Whether anybody is asked.
@@ -107,14 +135,18 @@ impl Discovery {
                 let changed = self.changed.notified();
                 {
                     let inner = self.lock();
-                    if cgroups.iter().all(|cgroup| !inner.pods.is_awaited(cgroup.container(), cgroup.pod())) {
+                    if inner.is_ending
+                        || cgroups
+                            .iter()
+                            .all(|cgroup| !inner.pods.is_awaited(cgroup.container(), cgroup.pod()))
+                    {
                         return;
                     }
                 }
                 changed.await;
             }
         };
-        if timeout(limit, all_named).await.is_err() {
+        if timeout(limit, all_named).await.is_err() && limit >= LEAST_SETTLE {
             let mut inner = self.lock();
             for cgroup in cgroups {
                 inner.pods.give_up(cgroup.container(), cgroup.pod());
@@ -122,11 +154,17 @@ impl Discovery {
         }
     }
 
+    /// The program ends: windows wait for names no longer.
+    pub fn end(&self) {
+        self.lock().is_ending = true;
+        self.changed.notify_waiters();
+    }
+
     /// How it goes.
     pub fn outcome(&self) -> Outcome {
         let inner = self.lock();
         match (&inner.failing, inner.is_listed) {
-            (Some((since, reason)), _) => Outcome::Failing(since.elapsed(), reason.clone()),
+            (Some(failing), _) => Outcome::Failing(failing.since.elapsed(), failing.reason.clone()),
             (None, true) => Outcome::Following,
             (None, false) => Outcome::Waiting,
         }
@@ -142,7 +180,7 @@ impl Discovery {
             }
             Outcome::Following => format!("The Kubernetes API server {server} tells of {here} pods here."),
             Outcome::Failing(since, reason) => format!(
-                "The Kubernetes API server {server} has not answered for {}: {reason}. What it told of {here} pods before is still used.",
+                "The Kubernetes API server {server} has told of no pods for {}: {reason}. What it told of {here} pods before is still used.",
                 crate::time::words(since)
             ),
         })
@@ -161,7 +199,6 @@ impl Discovery {
 
     fn change(&self, change: impl FnOnce(&mut Inner)) {
         let mut inner = self.lock();
-        inner.events += 1;
         change(&mut inner);
         inner.pods.forget_gone(Instant::now());
         drop(inner);
@@ -170,12 +207,18 @@ impl Discovery {
 
     /// A pod is here, or has changed.
     fn apply(&self, pod: Pod) {
-        self.change(|inner| inner.pods.apply(pod, Instant::now()));
+        self.change(|inner| {
+            inner.events += 1;
+            inner.pods.apply(pod, Instant::now());
+        });
     }
 
     /// A pod is gone.
     fn remove(&self, uid: &str) {
-        self.change(|inner| inner.pods.remove(uid, Instant::now()));
+        self.change(|inner| {
+            inner.events += 1;
+            inner.pods.remove(uid, Instant::now());
+        });
     }
 
     /// All pods are told anew.
@@ -195,26 +238,27 @@ impl Discovery {
         self.lock().node = node;
     }
 
-    /// An answer came. How long none had come before, if so.
+    /// Pods are told of. How long none were before, if so.
     fn answered(&self) -> Option<Duration> {
-        self.lock().failing.take().map(|(since, _)| since.elapsed())
+        self.lock().failing.take().map(|failing| failing.since.elapsed())
     }
 
     /// Something went wrong. `true` if that is news.
-    fn failed(&self, reason: String) -> bool {
-        let mut inner = self.lock();
+    fn failed(&self, reason: &str) -> bool {
+        let reason: String = reason.chars().take(MAX_REASON).collect();
+        let (mut inner, now) = (self.lock(), Instant::now());
         inner.errors += 1;
-        match &mut inner.failing {
-            Some((_, last)) if *last == reason => false,
-            Some((_, last)) => {
-                *last = reason;
-                true
-            }
-            None => {
-                inner.failing = Some((Instant::now(), reason));
-                true
-            }
+        let Some(failing) = &mut inner.failing else {
+            inner.failing = Some(Failing { since: now, said: now, reason });
+            return true;
+        };
+        // Some have the time or a number in them.
+        let is_news = failing.reason != reason && failing.said.elapsed() >= NEWS_EVERY;
+        failing.reason = reason;
+        if is_news {
+            failing.said = now;
         }
+        is_news
     }
 }
 
@@ -222,10 +266,13 @@ impl Discovery {
 /// and one that says it is there.
 fn offered(prefix: &str, kind: &str, texts: Option<&BTreeMap<String, String>>) -> LabelMap {
     let mut labels = LabelMap::new();
+    let mut room = MAX_META_BYTES;
     for (name, value) in texts.into_iter().flatten().take(MAX_META) {
-        if value.len() > MAX_VALUE || name.len() > MAX_VALUE {
+        let size = name.len() + value.len();
+        if value.len() > MAX_VALUE || size > room {
             continue;
         }
+        room -= size;
         let name: String =
             name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect();
         labels.insert(format!("{prefix}_{kind}present_{name}"), "true".into());

@@ -9,7 +9,7 @@ use std::{
 use crate::relabel::LabelMap;
 
 /// Most pods that are known. Kubernetes itself is made for 110 on a node; some have five times as many.
-const MAX_PODS: usize = 4096;
+const MAX_PODS: usize = 2048;
 /// Most containers that are known, those of pods' earlier lives with them.
 const MAX_CONTAINERS: usize = 16_384;
 /// How long what is gone is kept: samples of it may be on their way, and a window may be long.
@@ -28,6 +28,8 @@ pub struct Pod {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Whether all of it has ended, though it is still told of.
+    pub has_ended: bool,
     /// Labels for rules.
     pub meta: LabelMap,
     /// Its containers that have an id, those that have ended with them.
@@ -107,18 +109,27 @@ pub(super) struct Pods {
     /// From the uid of a cgroup to the pod's, where they differ.
     uids: HashMap<String, String>,
     given_up: HashSet<String>,
+    keep: Duration,
     list: u64,
     refused: u64,
 }
 
 impl Pods {
+    pub(super) fn keep_for_at_least(&mut self, keep: Duration) {
+        self.keep = keep;
+    }
+
     /// What is known of a container with this id, in the cgroup of a pod with this uid.
     pub(super) fn find(&self, container: Option<&str>, pod: Option<&str>) -> Option<Named> {
         if let Some(known) = container.and_then(|id| self.containers.get(id)) {
-            let pod = Arc::clone(&self.by_uid.get(&known.pod)?.pod);
-            return Some(Named { pod, container: Some(Arc::clone(&known.container)) });
+            let found = Arc::clone(&self.by_uid.get(&known.pod)?.pod);
+            // Whoever can make a cgroup can give it any container's id. Where the pod is said too, it must be the container's.
+            if pod.is_none_or(|uid| uid == found.uid || Some(uid) == found.cgroup_uid.as_deref()) {
+                return Some(Named { pod: found, container: Some(Arc::clone(&known.container)) });
+            }
         }
-        let known = pod.and_then(|uid| self.by_uid.get(self.uids.get(uid).map_or(uid, String::as_str)))?;
+        let uid = pod?;
+        let known = self.by_uid.get(uid).or_else(|| self.by_uid.get(self.uids.get(uid)?))?;
         Some(Named { pod: Arc::clone(&known.pod), container: None })
     }
 
@@ -163,8 +174,11 @@ impl Pods {
         }
         for container in &pod.containers {
             if self.containers.len() >= MAX_CONTAINERS && !self.containers.contains_key(&container.id) {
-                self.refused += 1;
-                continue;
+                self.containers.retain(|_, known| known.gone.is_none());
+                if self.containers.len() >= MAX_CONTAINERS {
+                    self.refused += 1;
+                    continue;
+                }
             }
             let known =
                 KnownContainer { pod: uid.clone(), container: Arc::new(container.clone()), gone: None };
@@ -173,7 +187,9 @@ impl Pods {
         if let Some(cgroup) = &pod.cgroup_uid {
             self.uids.insert(cgroup.clone(), uid.clone());
         }
-        self.by_uid.insert(uid, KnownPod { pod: Arc::new(pod), gone: None, list: self.list });
+        let ended = self.by_uid.get(&uid).and_then(|before| before.gone).unwrap_or(now);
+        let gone = pod.has_ended.then_some(ended);
+        self.by_uid.insert(uid, KnownPod { pod: Arc::new(pod), gone, list: self.list });
     }
 
     pub(super) fn remove(&mut self, uid: &str, now: Instant) {

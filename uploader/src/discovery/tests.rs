@@ -33,6 +33,10 @@ fn containers_are_found_by_id_and_else_by_their_pod() {
     assert_eq!(text(pods.find(Some("c2"), Some("u1"))).unwrap(), "namespace=ns pod=pod-u1");
     assert_eq!(text(pods.find(None, Some("u1"))).unwrap(), "namespace=ns pod=pod-u1");
     assert_eq!(text(pods.find(Some("c2"), Some("u2"))), None);
+    // Somebody's cgroup with the id of a container of another pod; and a pod that claims the uid of another.
+    assert_eq!(text(pods.find(Some("c1"), Some("u2"))), None);
+    pods.apply(Pod { cgroup_uid: Some("u1".into()), ..pod("u4", &[]) }, now);
+    assert_eq!(text(pods.find(None, Some("u1"))).unwrap(), "namespace=ns pod=pod-u1");
     // A static pod's cgroup has another uid.
     pods.apply(Pod { cgroup_uid: Some("hash".into()), ..pod("u3", &[]) }, now);
     assert_eq!(text(pods.find(Some("c9"), Some("hash"))).unwrap(), "namespace=ns pod=pod-u3");
@@ -50,6 +54,13 @@ fn what_is_gone_is_kept_for_a_while() {
     pods.forget_gone(now + KEEP);
     assert_eq!((pods.find(Some("c1"), None), pods.find(Some("c2"), Some("u1"))), (None, None));
     assert_eq!(pods.sizes().containers, 0);
+
+    // One that has ended, and is still told of again and again, makes room too.
+    pods.apply(Pod { has_ended: true, ..pod("u9", &[]) }, now);
+    pods.apply(Pod { has_ended: true, ..pod("u9", &[]) }, now + KEEP / 2);
+    assert!(pods.find(None, Some("u9")).is_some());
+    pods.forget_gone(now + KEEP);
+    assert!(pods.find(None, Some("u9")).is_none());
 
     // A list without a pod says that it is gone; one with it, that it is here.
     pods.begin_list();
@@ -76,8 +87,8 @@ fn growth_is_bounded_and_what_is_gone_makes_room() {
         pods.apply(pod(&number.to_string(), &ids), now);
     }
     let sizes = pods.sizes();
-    assert_eq!((sizes.pods, sizes.containers), (4096, 16_384));
-    assert_eq!(sizes.refused, 904 + 4096 * 10 - 16_384);
+    assert_eq!((sizes.pods, sizes.containers), (2048, 16_384));
+    assert_eq!(sizes.refused, 2952 + 2048 * 10 - 16_384);
     pods.remove("7", now);
     pods.apply(pod("new", &[("new", "x")]), now);
     assert!(pods.find(Some("new"), None).is_some() && pods.find(None, Some("7")).is_none());
@@ -85,7 +96,7 @@ fn growth_is_bounded_and_what_is_gone_makes_room() {
 
 #[tokio::test(start_paused = true)]
 async fn a_window_waits_for_names_once() {
-    let discovery = Arc::new(Discovery::of("server".into()));
+    let discovery = Arc::new(Discovery::of("server".into(), Duration::from_secs(10)));
     let id = "0".repeat(64);
     let cgroup = |uid: &str| {
         let text = format!("0::/kubepods/besteffort/pod{uid}/{id}");
@@ -113,35 +124,49 @@ async fn a_window_waits_for_names_once() {
     teller.await.unwrap();
     assert_eq!(took().await, Duration::ZERO);
     // One that nobody ever tells of, such as the container that holds a pod's namespaces.
-    let other = Origin {
-        cgroup: Some(Arc::new(
-            TargetMaker::new("n", [])
-                .cgroup(format!("0::/kubepods/besteffort/pod{uid}/{}", "1".repeat(64)).as_bytes()),
-        )),
-        ..origin.clone()
+    let unknown = |digit: &str| {
+        let text = format!("0::/kubepods/besteffort/pod{uid}/{}", digit.repeat(64));
+        Origin { cgroup: Some(Arc::new(TargetMaker::new("n", []).cgroup(text.as_bytes()))), ..origin.clone() }
     };
+    let (other, third) = (unknown("1"), unknown("2"));
     let begun = tokio::time::Instant::now();
     discovery.settle([&other].into_iter(), limit).await;
     discovery.settle([&other].into_iter(), limit).await;
     assert_eq!(begun.elapsed(), limit);
-    discovery.failed("no answer".into());
-    discovery.settle([&other].into_iter(), limit).await;
+    discovery.failed("no answer");
+    discovery.settle([&third].into_iter(), limit).await;
     assert_eq!(begun.elapsed(), limit);
+    // Nor where the program ends.
+    discovery.answered();
+    let ending = {
+        let discovery = Arc::clone(&discovery);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            discovery.end();
+        })
+    };
+    discovery.settle([&third].into_iter(), limit).await;
+    ending.await.unwrap();
+    assert_eq!(begun.elapsed(), limit + Duration::from_secs(1));
 }
 
 #[test]
 fn failures_are_news_once() {
-    let discovery = Discovery::of("server".into());
+    let discovery = Discovery::of("server".into(), Duration::from_secs(10));
     assert!(discovery.sentence().unwrap().contains("has not told"));
     discovery.begin_list();
     discovery.apply(pod("u", &[]));
     discovery.end_list();
     assert!(discovery.sentence().unwrap().contains("tells of 1 pods"));
-    assert!(discovery.failed("forbidden".into()) && !discovery.failed("forbidden".into()));
+    assert!(discovery.failed("forbidden") && !discovery.failed("forbidden"));
     assert!(discovery.sentence().unwrap().contains("forbidden"));
-    assert!(discovery.failed("refused".into()));
+    // Texts that differ each time are no news each time, and none is long.
+    assert!(!discovery.failed(&format!("request 7 {}", "x".repeat(10_000))));
+    let sentence = discovery.sentence().unwrap();
+    assert!(sentence.contains("request 7") && sentence.len() < 600, "{sentence}");
     assert!(discovery.answered().is_some() && discovery.answered().is_none());
-    assert_eq!((discovery.counts().errors, discovery.counts().events), (3, 2));
+    assert!(discovery.failed("request 8"));
+    assert_eq!((discovery.counts().errors, discovery.counts().events), (4, 1));
     assert_eq!(Discovery::default().sentence(), None);
 }
 
@@ -162,4 +187,18 @@ fn labels_and_annotations_are_offered_as_prometheus_does() {
     ];
     let expected: LabelMap = expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     assert_eq!(labels, expected);
+    // Report S41: names that become one; the last by its own name stays, always the same one.
+    let texts = ["a.b", "a/b", "a_b"].map(|name| (name.to_owned(), format!("of {name}")));
+    let labels = offered("m", "label", Some(&texts.into()));
+    assert_eq!((labels["m_label_a_b"].as_str(), labels.len()), ("of a_b", 2));
+    // A pod has room for so much, and no more.
+    let many = (0..100).map(|number| (format!("{number:03}"), "x".repeat(1000)));
+    assert_eq!(offered("m", "label", Some(&many.collect())).len(), 2 * 8);
+    // Longer ones, other letters, and what is no text for a line.
+    let texts = [("é".to_owned(), "é".repeat(63)), ("line".to_owned(), "a\nb".to_owned())];
+    let labels = offered("m", "annotation", Some(&texts.into()));
+    assert_eq!(
+        (labels["m_annotation__"].as_str(), labels["m_annotation_line"].as_str()),
+        (&*"é".repeat(63), "a\\x0ab")
+    );
 }

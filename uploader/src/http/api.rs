@@ -92,7 +92,7 @@ async fn next(context: &Context, selector: &Selector, query: &str) -> Result<Vec
     };
     let mut watch = context.shared.profiles.watch();
     let begun = *watch.borrow_and_update();
-    let patience = context.window + GRACE;
+    let patience = context.window + GRACE + context.shared.discovery.longest_settle();
     let deadline = Instant::now() + patience;
     loop {
         // The sender lives as long as the context.

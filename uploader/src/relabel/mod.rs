@@ -11,7 +11,7 @@ use rule::{Action, Rule};
 pub use rule::{RuleError, RuleText};
 
 /// Most labels that a target may come to have.
-const MAX_LABELS: usize = 1024;
+const MAX_LABELS: usize = 2048;
 /// Longest value that a rule may make, in bytes.
 const MAX_VALUE: usize = 4096;
 

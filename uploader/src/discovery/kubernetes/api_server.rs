@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use hyper::Request;
 use hyper_rustls::HttpsConnector;
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
@@ -15,10 +16,11 @@ use hyper_util::{
 use kube::{
     Client, Config,
     client::{Body, ConfigExt as _},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use thiserror::Error;
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, ServiceBuilder, service_fn};
+use tracing::warn;
 
 use super::chain;
 use crate::resolver::Resolver;
@@ -103,7 +105,15 @@ impl ApiServer {
 
     fn of_kubeconfig(path: &Path) -> Result<Self, ApiServerError> {
         let error = |reason| ApiServerError::Kubeconfig { path: path.to_owned(), reason };
-        let text = Kubeconfig::read_from(path).map_err(|problem| error(chain(&problem)))?;
+        let text = Kubeconfig::read_from(path).map_err(|problem| match problem {
+            KubeconfigError::ReadConfig(source, _) => error(source.to_string()),
+            // What is said of other faults has lines of the file in it, and so what is secret.
+            _ => error("it is no kubeconfig, or no valid YAML (kubectl --kubeconfig says where)".into()),
+        })?;
+        let proxies = text.clusters.iter().filter_map(|named| named.cluster.as_ref()?.proxy_url.as_ref());
+        if proxies.into_iter().any(|proxy| !proxy.is_empty()) {
+            return Err(error("it names a proxy, which is not supported".into()));
+        }
         // It only waits where the file wants a program to be run.
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let config = runtime
@@ -118,9 +128,13 @@ impl ApiServer {
         if auth.exec.is_some() || auth.auth_provider.is_some() {
             return Err("it has a program run for a token, and this process may run none; use a token (tokenFile) or a client certificate".into());
         }
-        if config.proxy_url.is_some() {
-            return Err("it names a proxy, which is not supported".into());
+        if config.accept_invalid_certs {
+            warn!(
+                "the kubeconfig has the API server taken for it without a check of its certificate (insecure-skip-tls-verify)"
+            );
         }
+        // That of the environment is the store's.
+        config.proxy_url = None;
         let files = [auth.token_file.as_ref().map(PathBuf::from), config.root_cert_file.clone()];
         let files = files.into_iter().flatten().collect();
         if config.root_cert.is_none() && config.root_cert_file.is_none() && !config.accept_invalid_certs {
@@ -138,11 +152,10 @@ impl ApiServer {
         Ok(ApiServer { address, port, files, config, connector })
     }
 
-    /// A client, which connects when it is first used; to be made where there is a runtime. `answered` is called for each answer that is no
-    /// refusal.
+    /// A client, which connects when it is first used; to be made where there is a runtime. `watched` is called whenever a watch has begun.
     pub(super) fn client(
-        self,
-        answered: impl Fn() + Clone + Send + 'static,
+        &self,
+        watched: impl Fn() + Clone + Send + 'static,
     ) -> Result<Client, ApiServerError> {
         let failed = |error: kube::Error| ApiServerError::Client(self.address.clone(), chain(&error));
         let mut connector = TimeoutConnector::new(self.connector.clone());
@@ -151,18 +164,23 @@ impl ApiServer {
         connector.set_write_timeout(Some(WRITE_LIMIT));
         connector.set_reset_reader_on_write(true);
         let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
+        let watching = service_fn(move |request: Request<Body>| {
+            let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            let (watched, answer) = (watched.clone(), http.request(request));
+            async move {
+                let answer = answer.await;
+                if is_watch && answer.as_ref().is_ok_and(|answer| answer.status().is_success()) {
+                    watched();
+                }
+                answer
+            }
+        });
         let service = ServiceBuilder::new()
             .layer(self.config.base_uri_layer())
             .option_layer(self.config.auth_layer().map_err(failed)?)
             .layer(self.config.extra_headers_layer().map_err(failed)?)
             .map_err(BoxError::from)
-            .map_response(move |response: hyper::Response<hyper::body::Incoming>| {
-                if response.status().is_success() {
-                    answered();
-                }
-                response
-            })
-            .service(http);
+            .service(watching);
         Ok(Client::new(service, self.config.default_namespace.clone()))
     }
 }
@@ -198,7 +216,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_said() {
-        assert!(error("nonsense: [").contains("cannot use the kubeconfig"));
+        let wrong = error("users: [{name: u, user: {token: secret-word]");
+        assert!(wrong.contains("cannot use the kubeconfig") && !wrong.contains("secret-word"), "{wrong}");
         let clusters = "clusters: [{name: k, cluster: {server: \"https://h\"}}]\n";
         let exec =
             "users: [{name: u, user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: aws}}}]\n";

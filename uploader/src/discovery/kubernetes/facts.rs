@@ -14,14 +14,27 @@ use crate::{
 /// The uid that a static pod has in the node's cgroups. (`ConfigHashAnnotationKey` in the kubelet's `pkg/kubelet/types/pod_update.go`.)
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
+/// Longest name of anything (a DNS subdomain name, as the API has it), in bytes.
+const MAX_NAME: usize = 253;
+/// Longest name of an image that is kept, in characters.
+const MAX_IMAGE: usize = 1024;
+/// Most containers of one pod that are known.
+const MAX_CONTAINERS: usize = 256;
+
 /// What is kept of a pod. Labels for rules have the names that Prometheus gives them. `None`: it has no uid or no name, which is against
 /// the API.
 pub(super) fn pod(pod: &KubernetesPod) -> Option<Pod> {
     let metadata = &pod.metadata;
-    let (uid, name) = (metadata.uid.clone()?, metadata.name.clone()?);
-    let namespace = metadata.namespace.clone().unwrap_or_default();
+    let name_of = |text: &Option<String>| {
+        let text = text.as_deref().filter(|text| text.len() <= MAX_NAME)?;
+        Some(printable(text.as_bytes()))
+    };
+    let (uid, name) = (name_of(&metadata.uid)?, name_of(&metadata.name)?);
+    let namespace = name_of(&metadata.namespace).unwrap_or_default();
     let annotations = metadata.annotations.as_ref();
-    let cgroup_uid = annotations.and_then(|all| all.get(CONFIG_HASH)).filter(|hash| **hash != uid).cloned();
+    // Anybody may give a pod this annotation: one that has the form of other pods' uids is none of a static pod's.
+    let is_hash = |hash: &&String| hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let cgroup_uid = annotations.and_then(|all| all.get(CONFIG_HASH)).filter(is_hash).cloned();
     let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
 
     let mut meta = offered("__meta_kubernetes_pod", "label", metadata.labels.as_ref());
@@ -56,8 +69,11 @@ pub(super) fn pod(pod: &KubernetesPod) -> Option<Pod> {
         .into_iter()
         .flatten()
         .flat_map(|(list, is_init)| list.iter().flatten().map(move |status| (status, is_init)));
-    let containers = statuses.flat_map(|(status, is_init)| containers(status, is_init)).collect();
-    Some(Pod { uid, cgroup_uid, namespace, name, meta, containers })
+    let containers = statuses.flat_map(|(status, is_init)| containers(status, is_init));
+    let containers = containers.take(MAX_CONTAINERS).collect();
+    let phase = status.and_then(|status| status.phase.as_deref());
+    let has_ended = matches!(phase, Some("Succeeded" | "Failed"));
+    Some(Pod { uid, cgroup_uid, namespace, name, has_ended, meta, containers })
 }
 
 /// The container of a status, and the one before it, which may have ended before anybody was told that it ran.
@@ -65,16 +81,18 @@ fn containers(status: &ContainerStatus, is_init: bool) -> Vec<Container> {
     let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     let last = last.and_then(|state| state.container_id.as_deref());
     let mut ids: Vec<&str> = [status.container_id.as_deref(), last].into_iter().flatten().map(bare).collect();
-    ids.retain(|id| !id.is_empty());
+    ids.retain(|id| (1..=MAX_NAME).contains(&id.len()));
     ids.dedup();
+    let name = printable(status.name.chars().take(MAX_NAME).collect::<String>().as_bytes());
+    let image = printable(status.image.chars().take(MAX_IMAGE).collect::<String>().as_bytes());
     ids.into_iter()
         .map(|id| Container {
             id: id.to_owned(),
-            name: status.name.clone(),
+            name: name.clone(),
             meta: [
                 ("id", id.to_owned()),
-                ("name", status.name.clone()),
-                ("image", printable(status.image.as_bytes())),
+                ("name", name.clone()),
+                ("image", image.clone()),
                 ("init", is_init.to_string()),
             ]
             .map(|(name, value)| (format!("__meta_kubernetes_pod_container_{name}"), value))
@@ -136,10 +154,16 @@ mod tests {
     fn a_static_pod_and_one_without_anything() {
         let found = parse(
             r#"{"metadata": {"name": "etcd-n1", "namespace": "kube-system", "uid": "u",
-                "annotations": {"kubernetes.io/config.hash": "0123", "kubernetes.io/config.mirror": "0123"}}}"#,
+                "annotations": {"kubernetes.io/config.hash": "0123456789abcdef0123456789abcdef", "kubernetes.io/config.mirror": "0123456789abcdef0123456789abcdef"}}}"#,
         )
         .unwrap();
-        assert_eq!(found.cgroup_uid.as_deref(), Some("0123"));
+        assert_eq!(found.cgroup_uid.as_deref(), Some("0123456789abcdef0123456789abcdef"));
+        // Somebody who would like to be another pod.
+        let found = parse(
+            r#"{"metadata": {"name": "x", "uid": "u", "annotations": {"kubernetes.io/config.hash": "12345678-9abc-def0-1234-56789abcdef0"}}}"#,
+        )
+        .unwrap();
+        assert_eq!(found.cgroup_uid, None);
         assert!(parse(r#"{"metadata": {"name": "x"}}"#).is_none());
     }
 

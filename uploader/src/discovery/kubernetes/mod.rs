@@ -8,22 +8,23 @@ use std::{fmt::Write as _, pin::pin, sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event, watcher},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_stream::StreamExt as _;
 use tracing::{debug, info, warn};
 
 pub use api_server::{ApiServer, ApiServerError};
 
 use super::Discovery;
-use crate::printable::printable;
+use crate::{backoff::Backoff, printable::printable};
 
 /// Pods that one answer tells of, while all are listed: an answer is held in memory as a whole.
 const PAGE: u32 = 50;
+/// How long is waited after a failure, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// After so long without a failure the next is the first again.
+const WELL_AGAIN: Duration = Duration::from_mins(2);
 /// How often the node's labels are read.
 const NODE_EVERY: Duration = Duration::from_mins(10);
 
@@ -34,31 +35,41 @@ pub async fn run(server: ApiServer, node: String, selector: String, discovery: A
         let (discovery, address) = (Arc::clone(&discovery), address.clone());
         move || {
             if let Some(after) = discovery.answered() {
-                info!("the Kubernetes API server {address} answers again, after {} s", after.as_secs());
+                info!("the Kubernetes API server {address} tells of pods again, after {} s", after.as_secs());
             }
         }
     };
-    let client = match server.client(answered) {
-        Ok(client) => client,
-        Err(error) => {
-            warn!("{error}; containers have no names");
-            discovery.failed(error.to_string());
-            return std::future::pending().await;
+    let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+    let (client, node_client) = loop {
+        // What is heard of the node says nothing of pods.
+        match server.client(answered.clone()).and_then(|client| Ok((client, server.client(|| ())?))) {
+            Ok(clients) => break clients,
+            // A token that is not there yet.
+            Err(error) => {
+                if discovery.failed(&error.to_string()) {
+                    warn!("{error}; containers have no names until it can be");
+                }
+                sleep(backoff.next()).await;
+            }
         }
     };
     tokio::join!(
-        follow_pods(client.clone(), &address, &node, &selector, &discovery),
-        follow_node(client, &node, &discovery)
+        follow_pods(client, &address, &node, &selector, &discovery),
+        follow_node(node_client, &node, &discovery)
     );
 }
 
 async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, discovery: &Discovery) {
     let config =
         watcher::Config::default().fields(&format!("spec.nodeName={node}")).labels(selector).page_size(PAGE);
-    // It waits longer and longer between tries, and lists all anew when it has missed something (410 Gone).
-    let mut events = pin!(watcher(Api::<Pod>::all(client), config).default_backoff());
+    let mut events = pin!(watcher(Api::<Pod>::all(client), config));
+    // The library's own pauses begin anew with each event, and it has one that says only that it is about to ask.
+    let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+    let mut last_failure: Option<Instant> = None;
     loop {
-        match events.next().await {
+        let event = events.next().await;
+        let has_failed = matches!(event, Some(Err(_)));
+        match event {
             Some(Ok(Event::Init)) => discovery.begin_list(),
             Some(Ok(Event::InitApply(pod) | Event::Apply(pod))) => {
                 if let Some(pod) = facts::pod(&pod) {
@@ -71,15 +82,26 @@ async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, 
                     discovery.remove(uid);
                 }
             }
+            // What it watched from is too old, as happens after a while: all is listed anew.
+            Some(Err(error)) if status(&error) == Some(410) => {
+                debug!("pods are listed anew: {}", chain(&error));
+            }
             Some(Err(error)) => {
                 let reason = words(&error);
-                if discovery.failed(reason.clone()) {
+                if discovery.failed(&reason) {
                     warn!(
                         "the Kubernetes API server {address} does not tell of pods: {reason}; what is known stays in use"
                     );
                 }
             }
             None => return std::future::pending().await,
+        }
+        if has_failed {
+            if last_failure.is_none_or(|last| last.elapsed() > WELL_AGAIN) {
+                backoff.reset();
+            }
+            sleep(backoff.next()).await;
+            last_failure = Some(Instant::now());
         }
     }
 }
