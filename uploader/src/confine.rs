@@ -217,15 +217,14 @@ mod tests {
             assert!(result.is_ok(), "without: {what}: {result:?}");
         }
         // Landlock is a thread's.
-        let within = std::thread::scope(|scope| {
+        let (confinement, within) = std::thread::scope(|scope| {
             let folder = folder.path();
             let thread = scope.spawn(move || {
                 let (folders, files) = (vec![folder.join("store")], vec![folder.join("tokens/token")]);
                 let confinement =
                     confine(&Needs { folders, files, listens_on: vec![free], connects_to: vec![second] })
                         .unwrap();
-                assert!(confinement.parts().all(|(_, enforced)| enforced), "{confinement:?}");
-                attempts(folder, free, other, open, second)
+                (confinement, attempts(folder, free, other, open, second))
             });
             thread.join().unwrap()
         });
@@ -235,6 +234,7 @@ mod tests {
             });
             assert_eq!((result.is_ok(), denied), (allowed, !allowed), "within: {what}: {result:?}");
         }
+        assert!(confinement.parts().all(|(_, enforced)| enforced), "{confinement:?}");
     }
 
     #[test]

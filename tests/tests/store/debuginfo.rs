@@ -240,3 +240,35 @@ fn a_store_that_is_away_is_not_hammered() {
     }
     assert_eq!(journal.problems(), [""; 0]);
 }
+
+/// What was sent from here without DWARF is replaced when the same build is seen with it (report R60).
+#[test]
+fn a_better_file_takes_the_place_of_a_poor_one() {
+    let _alone = alone();
+    let (journal, port, folder) = (Journal::default(), free_port(), tempfile::tempdir().unwrap());
+    let _store = Store::start(port, &StoreOptions::default(), &journal);
+    let original = tree("debug-swap", &["-g"]);
+    let path = folder.path().join("debug-swap");
+    let (from, to) = (original.display().to_string(), path.display().to_string());
+    assert!(run(&["objcopy", "--strip-debug", &from, &to]).0.success());
+    let mut running = Running::start(&path, &[""; 0]);
+    let _system = system(port, &["--insecure", &only("debug-swap")]);
+    let has_dwarf = |build: &Build| build.content.windows(11).any(|bytes| bytes == b".debug_info");
+    let poor = wait_build(&journal, &build_id(&original));
+    assert!(!has_dwarf(&poor) && poor.begun == 1);
+
+    running.kill();
+    fs::remove_file(&path).unwrap();
+    fs::copy(&original, &path).unwrap();
+    let _running = Running::start(&path, &[""; 0]);
+    let better = wait_for("the better one arrives", 90, || {
+        journal.builds().remove(&build_id(&original)).filter(has_dwarf)
+    });
+    assert_eq!(better.begun, 2);
+    let profile = profile_of(&journal, "debug-swap", 100);
+    let names = names_of(&original);
+    check_names(&profile, &better, "/debug-swap", |address| {
+        names.range(..=address).next_back().unwrap().1.clone()
+    });
+    assert_eq!(journal.problems(), [""; 0]);
+}
