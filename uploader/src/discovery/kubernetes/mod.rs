@@ -8,6 +8,7 @@ use std::{fmt::Write as _, pin::pin, sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client,
+    core::Status,
     runtime::watcher::{self, Event, watcher},
 };
 use tokio::time::{Instant, sleep};
@@ -25,6 +26,8 @@ const PAGE: u32 = 50;
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// After so long without a failure the next is the first again.
 const WELL_AGAIN: Duration = Duration::from_mins(2);
+/// Longest message of the API server's that is repeated, in characters.
+const MAX_MESSAGE: usize = 180;
 /// How often the node's labels are read.
 const NODE_EVERY: Duration = Duration::from_mins(10);
 
@@ -83,7 +86,7 @@ async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, 
                 }
             }
             // What it watched from is too old, as happens after a while: all is listed anew.
-            Some(Err(error)) if status(&error) == Some(410) => {
+            Some(Err(error)) if status(&error).is_some_and(|status| status.code == 410) => {
                 debug!("pods are listed anew: {}", chain(&error));
             }
             Some(Err(error)) => {
@@ -120,22 +123,26 @@ async fn follow_node(client: Client, node: &str, discovery: &Discovery) {
 
 /// What is wrong, and what to do about it.
 fn words(error: &watcher::Error) -> String {
-    let hint = match status(error) {
-        Some(401) => "; its token is refused: is it this cluster's?",
-        Some(403) => {
+    let Some(status) = status(error) else { return chain(error) };
+    let hint = match status.code {
+        401 => "; its token is refused: is it this cluster's?",
+        403 => {
             "; its account needs the verbs get, list and watch on pods (deploy/kubernetes has such a role)"
         }
         _ => "",
     };
-    format!("{}{hint}", chain(error))
+    // What to do is said behind it, and stays in what is kept of the whole.
+    let message: String = status.message.chars().take(MAX_MESSAGE).collect();
+    format!("{} ({}){hint}", printable(message.as_bytes()), status.code)
 }
 
-fn status(error: &watcher::Error) -> Option<u16> {
+/// What the API server itself says is wrong.
+fn status(error: &watcher::Error) -> Option<&Status> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => Some(status.code),
+        | watcher::Error::WatchError(status) => Some(status),
         _ => None,
     }
 }
