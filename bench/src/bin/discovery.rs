@@ -129,8 +129,10 @@ fn main() {
     let uids = make_pods(&cluster);
     let folder = tempfile::tempdir().expect("a folder");
     let (_cgroups, list) = cgroups(folder.path(), &uids);
-    let mut running = Running::start(&crowd().expect("a program"), &[&list]);
-    running.wait_ready();
+    let running = Running::start(&crowd().expect("a program"), &[&list]);
+    eprintln!("starting {} processes", PODS * CONTAINERS + OTHERS);
+    // Each move into a cgroup has the kernel wait for all CPUs.
+    wait_for("all processes run", 300, || running.output().contains("ready ").then_some(()));
     let mut with = cluster.flags("bulkhead");
     with.retain(|flag| !flag.starts_with("--node="));
     with.push(format!("--node={NODE}"));
