@@ -1,4 +1,4 @@
-// A process for each line of a file, in the cgroup whose cgroup.procs the line names: each works for a millisecond every two seconds, at a time
+// A process for each line of a file, in the cgroup whose cgroup.procs the line names: each works for a millisecond every twenty seconds, at a time
 // of its own. They end with the first one.
 #include <stdio.h>
 #include <sys/prctl.h>
@@ -19,10 +19,10 @@ int main(int argc, char **argv) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         FILE *procs = fopen(line, "w");
         if (!procs || fprintf(procs, "%d", getpid()) < 0 || fclose(procs)) _exit(3);
-        usleep(number * 7919u % 2000000u);
+        usleep(number * 7919u % 20000000u);
         for (;;) {
             crowd_work(0.001);
-            usleep(2000000);
+            usleep(20000000);
         }
     }
     ready();

@@ -28,7 +28,7 @@ const CONTAINERS: usize = 3;
 const OTHERS: usize = 2000;
 /// How long each state is measured, in turns.
 const SECONDS: u64 = 60;
-const TURNS: usize = 2;
+const TURNS: usize = 1;
 
 fn id(pod: usize, container: usize) -> String {
     format!("{:064x}", pod * CONTAINERS + container + 1)
