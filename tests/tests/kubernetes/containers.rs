@@ -35,7 +35,7 @@ fn wait_for_sentence(system: &System, words: &str) {
 }
 
 #[test]
-#[ignore = "script/test-servers runs it"]
+#[ignore = "needs a Kubernetes node: script/test-servers runs it on one"]
 fn containers_have_the_names_of_their_pods() {
     let _alone = alone();
     let cluster = Cluster::find();
@@ -96,7 +96,7 @@ fn containers_have_the_names_of_their_pods() {
 }
 
 #[test]
-#[ignore = "script/test-servers runs it"]
+#[ignore = "needs a Kubernetes node: script/test-servers runs it on one"]
 fn what_lives_for_a_moment_has_names_too() {
     let _alone = alone();
     let cluster = Cluster::find();
@@ -121,7 +121,7 @@ fn what_lives_for_a_moment_has_names_too() {
 }
 
 #[test]
-#[ignore = "script/test-servers runs it"]
+#[ignore = "needs a Kubernetes node: script/test-servers runs it on one"]
 fn a_static_pod_is_found_by_its_container() {
     let _alone = alone();
     let cluster = Cluster::find();
@@ -135,7 +135,7 @@ fn a_static_pod_is_found_by_its_container() {
 }
 
 #[test]
-#[ignore = "script/test-servers runs it"]
+#[ignore = "needs a Kubernetes node: script/test-servers runs it on one"]
 fn an_api_server_that_goes_away_takes_no_names_with_it() {
     let _alone = alone();
     let cluster = Cluster::find();
@@ -175,7 +175,7 @@ fn an_api_server_that_goes_away_takes_no_names_with_it() {
 }
 
 #[test]
-#[ignore = "script/test-servers runs it"]
+#[ignore = "needs a Kubernetes node: script/test-servers runs it on one"]
 fn who_may_not_ask_profiles_without_names() {
     let _alone = alone();
     let cluster = Cluster::find();
@@ -197,7 +197,7 @@ fn who_may_not_ask_profiles_without_names() {
 }
 
 #[test]
-#[ignore = "script/test-servers runs it"]
+#[ignore = "needs a Kubernetes node: script/test-servers runs it on one"]
 fn only_pods_with_these_labels() {
     let _alone = alone();
     let cluster = Cluster::find();

@@ -28,7 +28,7 @@ fn template(cluster: &Cluster) -> Value {
 }
 
 #[test]
-#[ignore = "script/test-servers runs it"]
+#[ignore = "needs a Kubernetes node: script/test-servers runs it on one"]
 fn an_api_server_takes_what_is_shipped() {
     let _alone = alone();
     let cluster = Cluster::find();
@@ -97,7 +97,7 @@ fn pid_of(program: &str, word: &str) -> u32 {
 }
 
 #[test]
-#[ignore = "script/test-servers runs it"]
+#[ignore = "needs a Kubernetes node: script/test-servers runs it on one"]
 fn a_kubelet_runs_the_daemonset() {
     let _alone = alone();
     let cluster = Cluster::find();
