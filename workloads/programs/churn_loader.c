@@ -1,5 +1,6 @@
-// Loads a library, works 100 ms in it, unloads it, and goes on with the next: argv[1] and so on, round and round. While it is
-// at the library N the thread is called `churn-lib-N`, so that each sample says which one was loaded.
+// Loads a library, works 100 ms in it, unloads it, and goes on with the next: argv[1] and so on, round and round. While it
+// works in the library N the thread is called `churn-lib-N`, so that each sample says which one was loaded; not while it loads
+// and unloads, which takes how long it takes on a machine.
 #define APART __attribute__((noinline, noclone))
 
 APART void use_library(unsigned long (*entry)(unsigned long)) {
@@ -16,17 +17,17 @@ int main(int argc, char **argv) {
     ready();
     for (;;) {
         for (int i = 1; i < argc; i++) {
-            char name[16];
-            snprintf(name, sizeof name, "churn-lib-%d", i);
-            rename_to(name);
             void *library = dlopen(argv[i], RTLD_NOW);
             if (!library) { fprintf(stderr, "%s\n", dlerror()); exit(1); }
             void *entry = dlsym(library, "library_entry");
             Dl_info info;
             if (!entry || !dladdr(entry, &info)) { fprintf(stderr, "%s\n", dlerror()); exit(1); }
+            char name[16];
+            snprintf(name, sizeof name, "churn-lib-%d", i);
+            rename_to(name);
             use_library(entry);
-            dlclose(library);
             rename_to("churn-between");
+            dlclose(library);
             visits++;
             reused += info.dli_fbase == before;
             before = info.dli_fbase;
