@@ -19,3 +19,9 @@ pub mod profilestore;
 #[rustfmt::skip]
 #[path = "generated/parca.debuginfo.v1alpha1.rs"]
 pub mod debuginfo;
+
+/// How a container runtime lists what it runs: the part of `runtime.v1` (the Container Runtime Interface) that does no more.
+#[expect(clippy::pedantic, unused_qualifications, missing_docs, reason = "generated")]
+#[rustfmt::skip]
+#[path = "generated/runtime.v1.rs"]
+pub mod cri;

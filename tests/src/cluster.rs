@@ -95,6 +95,16 @@ impl Cluster {
         id.strip_prefix("containerd://").map(str::to_owned)
     }
 
+    /// Runs docker with these arguments, and gives what it prints. Panics where it fails.
+    pub fn docker(&self, arguments: &[&str]) -> String {
+        let socket = format!("unix://{}", self.path("docker.sock").display());
+        let output =
+            Command::new("docker").args(["-H", &socket]).args(arguments).output().expect("docker runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        assert!(output.status.success(), "docker {arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
     /// Ends the API server, and keeps it away until [`Cluster::bring_back`].
     pub fn take_away(&self) {
         fs::write(self.path("away"), "").expect("a file");

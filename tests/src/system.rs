@@ -82,9 +82,8 @@ pub struct System {
     uploader: Mutex<Option<Running>>,
 }
 
-/// The folder with `bulkhead-collector` and `bulkhead-uploader`: `BULKHEAD_BIN_DIR`, or where cargo puts the release
-/// build, which is then brought up to date first.
-fn built() -> &'static Path {
+/// The folder with the programs: `BULKHEAD_BIN_DIR`, or where cargo puts the release build, which is then brought up to date first.
+pub fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         if let Some(folder) = env::var_os("BULKHEAD_BIN_DIR") {
@@ -101,11 +100,21 @@ fn built() -> &'static Path {
             cargo.env_remove(name);
         }
         let status = cargo
-            .args(["build", "--quiet", "--release", "-p", "collector", "-p", "uploader"])
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "-p",
+                "collector",
+                "-p",
+                "uploader",
+                "-p",
+                "runtime-proxy",
+            ])
             .current_dir(&root)
             .status()
             .expect("cargo runs");
-        assert!(status.success(), "the halves do not build");
+        assert!(status.success(), "the programs do not build");
         env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("release")
     })
 }

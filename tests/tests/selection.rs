@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tests::{
     cgroup::{Cgroup, hierarchy},
     process::Running,
-    system::{Options, System, alone, publish},
+    system::{Options, System, alone, as_user, publish},
     wait::wait_for,
 };
 use workloads::{CallTree, Start};
@@ -156,4 +156,59 @@ fn a_file_that_is_wrong_at_the_start_is_an_error_of_one_line() {
     let log = place.log("uploader");
     assert!(log.contains("bulkhead.yaml (--config-path)") && log.contains("relabel_config"), "{log}");
     assert_eq!(log.trim_end().lines().count(), 1, "{log}");
+}
+
+#[test]
+fn what_check_shows_is_what_profiles_have() {
+    let _alone = alone();
+    let root = hierarchy("cgroup2").expect("cgroup v2 is mounted");
+    let cgroup = |path: &str| Cgroup::create(&root, &format!("bulkhead-test.slice/{path}"));
+    let (shown, dropped, other) =
+        (cgroup("shown@1.service"), cgroup("shown@2.service"), cgroup("other.service"));
+    let running = [(&shown, "chk-shown"), (&dropped, "chk-drop"), (&other, "chk-other")]
+        .map(|(cgroup, comm)| (comm, busy_in(cgroup, comm)));
+    let folder = tempfile::tempdir().unwrap();
+    let rules = "relabel_configs:\n\
+        - {source_labels: [systemd_unit], regex: 'shown@(.*)\\.service', target_label: instance, replacement: '$1'}\n\
+        - {source_labels: [comm], regex: 'chk-drop', action: drop}\n\
+        - {regex: systemd_unit, action: labeldrop}\n";
+    let rules = publish(folder.path(), "rules.yaml", rules);
+    let flags =
+        ["--node=n", "--systemd-units=shown@*", "--external-label=zone=z", &format!("--config-path={rules}")];
+    let system = system(&flags);
+    system.collect("{comm=\"chk-shown\"}", 20, 60);
+
+    // As a user who may do nothing.
+    let mut check = std::process::Command::new("setpriv");
+    check.args(as_user("nobody")).arg(system.place().path("bin/bulkhead-uploader")).arg("check").args(flags);
+    let output = check.args(["--kubernetes=false", "--socket-path=none"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{text}\n{:?}", output.stderr);
+    // The lines below the one that begins with its pid.
+    let said = |comm: &str| {
+        let (_, running) = running.iter().find(|(name, _)| *name == comm).unwrap();
+        let mut lines = text.lines().skip_while(|line| *line != format!("{} {comm}", running.pid()));
+        assert!(lines.next().is_some(), "{comm} is not in {text}");
+        lines.take_while(|line| line.starts_with("    ")).map(str::trim).collect::<Vec<_>>()
+    };
+    let labels = &targets(&system)["chk-shown"];
+    let selector: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+    let selector = format!("{{{}}}", selector.join(", "));
+    assert_eq!(
+        said("chk-shown"),
+        ["rule 1 (replace): instance=\"1\"", "rule 3 (labeldrop): no systemd_unit", &selector]
+    );
+    assert_eq!(said("chk-drop"), ["rule 1 (replace): instance=\"2\"", "not profiled: rule 2 (drop)"]);
+    assert_eq!(said("chk-other"), ["not profiled: flags name others"]);
+    assert!(!targets(&system).contains_key("chk-drop") && !targets(&system).contains_key("chk-other"));
+    let processes = text.lines().last().unwrap().strip_suffix(" processes").unwrap();
+    assert!(processes.parse::<usize>().unwrap() > running.len(), "{processes}");
+
+    // A file that is wrong is said in a line, and nothing is shown.
+    let wrong = publish(folder.path(), "wrong.yaml", "relabel_configs: [{action: fly}]\n");
+    let mut check = std::process::Command::new(system.place().path("bin/bulkhead-uploader"));
+    let output = check.args(["check", &format!("--config-path={wrong}")]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && output.stdout.is_empty(), "{error}");
+    assert!(error.contains("wrong.yaml") && error.lines().count() == 1, "{error}");
 }

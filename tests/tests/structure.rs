@@ -27,8 +27,18 @@ fn linked(package: &str) -> BTreeSet<String> {
     crates
 }
 
-const OURS: [&str; 8] =
-    ["records", "unwinder", "collector", "ipc", "security", "objects", "proto", "uploader"];
+const OURS: [&str; 10] = [
+    "records",
+    "unwinder",
+    "collector",
+    "ipc",
+    "security",
+    "objects",
+    "proto",
+    "runtimes",
+    "runtime-proxy",
+    "uploader",
+];
 
 fn ours(package: &str) -> Vec<String> {
     linked(package).into_iter().filter(|name| name != package && OURS.contains(&name.as_str())).collect()
@@ -37,7 +47,9 @@ fn ours(package: &str) -> Vec<String> {
 #[test]
 fn arrows_between_our_crates() {
     assert_eq!(ours("collector"), ["ipc", "records", "security", "unwinder"]);
-    assert_eq!(ours("uploader"), ["ipc", "objects", "proto", "records", "security"]);
+    assert_eq!(ours("uploader"), ["ipc", "objects", "proto", "records", "runtimes", "security"]);
+    assert_eq!(ours("runtime-proxy"), ["proto", "runtimes", "security"]);
+    assert_eq!(ours("runtimes"), ["proto"]);
     assert_eq!(ours("ipc"), ["records"]);
     assert_eq!(ours("objects"), ["records"]);
     assert_eq!(ours("unwinder"), ["records"]);
@@ -109,6 +121,8 @@ fn paths_that_documents_name_exist() {
                 "tests",
                 "script",
                 "proto",
+                "runtimes",
+                "runtime-proxy",
             ]
             .iter()
             .any(|room| name.starts_with(&format!("{room}/")) || name.starts_with(&format!("{room}-ebpf/")));

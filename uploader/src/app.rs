@@ -23,6 +23,7 @@ use crate::{
     discovery::{
         Discovery,
         kubernetes::{self, ApiServer, ApiServerError},
+        runtimes,
     },
     flags::{Flags, HttpAddress, LogLevel, PathRule},
     http::{self, Access, Hosts, Token, server},
@@ -236,11 +237,20 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
     maker.set_rules(config.1.rules);
     let name_cache = usize::try_from(flags.name_cache_size.0).unwrap_or(usize::MAX);
     let debug_info = sending.as_ref().and_then(|sending| sending.debug_info.clone());
-    let discovery = Arc::new(
-        api_server
-            .as_ref()
-            .map_or_else(Discovery::default, |server| Discovery::of(server.address.clone(), window)),
-    );
+    // None of them ends; if one does, it is not done without.
+    let mut running = JoinSet::new();
+    let mut discovery = Discovery::new(window);
+    if let Some(server) = api_server {
+        info!("asking the Kubernetes API server {} for the pods of {}", server.address, flags.node);
+        let source = discovery.add_kubernetes(server.address.clone());
+        let selector = flags.names.pod_label_selector.clone();
+        running.spawn(kubernetes::run(server, flags.node.clone(), selector, source));
+    }
+    for socket in flags.names.runtimes() {
+        let source = discovery.add_runtime(&socket.path);
+        running.spawn(runtimes::run(socket, source));
+    }
+    let discovery = Arc::new(discovery);
     let (shared, outbox) = Shared::new(
         maker,
         flags.thread_labels,
@@ -249,14 +259,6 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
         debug_info.clone(),
         Arc::clone(&discovery),
     );
-    // None of them ends; if one does, it is not done without.
-    let mut running = JoinSet::new();
-    let ending = Arc::clone(&discovery);
-    if let Some(server) = api_server {
-        info!("asking the Kubernetes API server {} for the pods of {}", server.address, flags.node);
-        let selector = flags.names.pod_label_selector.clone();
-        running.spawn(kubernetes::run(server, flags.node.clone(), selector, discovery));
-    }
     let delivery = sending.map(|Sending { store, spool, .. }| {
         if let Some(offers) = debug_info {
             let folder = flags.debug_info.temp_dir.clone().unwrap_or_else(|| flags.store.spool());
@@ -296,7 +298,7 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
         ended = &mut windows => return Err(AppError::Ended(how(ended))),
     }
     supervisor.stopping();
-    ending.end();
+    discovery.end();
     // What was sampled since the last window is not lost where it has somewhere to go.
     let _ = stop.send(());
     if timeout(LAST_WINDOW, windows).await.is_err() {

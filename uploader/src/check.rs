@@ -5,16 +5,17 @@ use std::{
     fmt::Write as _,
     fs,
     io::{self, Write as _},
+    os::unix::net::UnixStream,
     sync::Arc,
     time::Duration,
 };
 
-use tokio::{runtime, time::timeout};
+use tokio::{runtime, task::JoinSet, time::timeout};
 
 use crate::{
     app::{self, AppError},
     config::ConfigFile,
-    discovery::{Discovery, Outcome, kubernetes},
+    discovery::{Discovery, kubernetes, runtimes},
     flags::Flags,
     printable::printable,
     relabel::LabelMap,
@@ -61,26 +62,35 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
     }
 }
 
-/// What is known of containers, once all pods were told, or it is clear that they will not be.
-fn discover(flags: &Flags) -> Result<Arc<Discovery>, AppError> {
-    let Some(server) = app::find_api_server(flags)? else { return Ok(Arc::default()) };
-    let discovery = Arc::new(Discovery::of(server.address.clone(), flags.window()));
-    let selector = flags.names.pod_label_selector.clone();
+/// What is known of containers, once all were told of, or it is clear that they will not be.
+fn discover(flags: &Flags) -> Result<Discovery, AppError> {
+    let mut discovery = Discovery::new(flags.window());
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let follow = kubernetes::run(server, flags.node.clone(), selector, Arc::clone(&discovery));
-        let settled = async {
-            while matches!(discovery.outcome(), Outcome::Waiting) {
-                tokio::time::sleep(PAUSE).await;
+    runtime
+        .block_on(async {
+            let mut asking = JoinSet::new();
+            if let Some(server) = app::find_api_server(flags)? {
+                let source = discovery.add_kubernetes(server.address.clone());
+                let selector = flags.names.pod_label_selector.clone();
+                asking.spawn(kubernetes::run(server, flags.node.clone(), selector, source));
             }
-        };
-        tokio::select! {
-            () = follow => {}
+            for socket in flags.names.runtimes() {
+                // One that need not be there is not waited for.
+                if !socket.is_default || UnixStream::connect(&socket.path).is_ok() {
+                    let source = discovery.add_runtime(&socket.path);
+                    asking.spawn(runtimes::run(socket, source));
+                }
+            }
+            let settled = async {
+                while discovery.is_waiting() {
+                    tokio::time::sleep(PAUSE).await;
+                }
+            };
             // What came in time is used.
-            _ = timeout(PATIENCE, settled) => {}
-        }
-    });
-    Ok(discovery)
+            let _ = timeout(PATIENCE, settled).await;
+            Ok(())
+        })
+        .map(|()| discovery)
 }
 
 /// `None`: it has ended meanwhile.

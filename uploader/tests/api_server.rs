@@ -95,34 +95,34 @@ fn a_server_that_fails_is_asked_less_and_less() {
         let router = Router::new().route("/api/v1/pods", get(pods)).with_state(Arc::clone(&server));
         let listener = TcpListener::from_std(listener).unwrap();
         tokio::spawn(async { axum::serve(listener, router).await });
-        let discovery = Arc::new(Discovery::of(found.address.clone(), Duration::from_secs(10)));
-        tokio::spawn(kubernetes::run(found, "n1".into(), "app=web".into(), Arc::clone(&discovery)));
+        let source = Discovery::new(Duration::from_secs(10)).add_kubernetes(found.address.clone());
+        tokio::spawn(kubernetes::run(found, "n1".into(), "app=web".into(), Arc::clone(&source)));
 
         let asked = || server.lock().unwrap().asked.len();
         sleep(Duration::from_secs(12)).await;
         // After a second, two, four and so on, or from half of it on by chance.
         assert!((3..=6).contains(&asked()), "{} times in 12 s", asked());
-        assert!(matches!(discovery.outcome(), Outcome::Failing(..)));
+        assert!(matches!(source.outcome(), Outcome::Failing(..)));
         for query in &server.lock().unwrap().asked {
             assert_eq!(query["fieldSelector"], "spec.nodeName=n1");
             assert_eq!(query["labelSelector"], "app=web");
         }
-        let said = discovery.sentence().unwrap();
+        let said = source.sentence().unwrap();
         assert!(said.contains("InternalError") && !said.contains("word"), "{said}");
 
         // What it watched from is gone: all is listed anew, and no more often than that.
         server.lock().unwrap().mood = Mood::Gone;
-        wait_until("the list is taken", || discovery.counts().pods == 1).await;
+        wait_until("the list is taken", || source.counts().pods == 1).await;
         let before = asked();
         sleep(Duration::from_secs(8)).await;
         assert!(asked() - before <= 4, "{} times in 8 s", asked() - before);
 
         server.lock().unwrap().mood = Mood::Well;
-        wait_until("it follows", || discovery.outcome() == Outcome::Following).await;
+        wait_until("it follows", || source.outcome() == Outcome::Following).await;
         sleep(Duration::from_secs(3)).await;
         let before = asked();
         sleep(Duration::from_secs(3)).await;
         assert_eq!(asked(), before, "it only watches");
-        assert_eq!(discovery.counts().pods, 1);
+        assert_eq!(source.counts().pods, 1);
     });
 }

@@ -10,7 +10,7 @@ use tests::{
 };
 use workloads::{CallTree, Start};
 
-type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 fn system(cluster: &Cluster, kubeconfig: &str, flags: &[&str]) -> System {
     let mut uploader_flags = cluster.flags(kubeconfig);
@@ -19,18 +19,18 @@ fn system(cluster: &Cluster, kubeconfig: &str, flags: &[&str]) -> System {
 }
 
 /// The labels of all targets of a command name that were seen.
-fn targets(system: &System, comm: &str) -> Vec<Labels> {
+pub(crate) fn targets(system: &System, comm: &str) -> Vec<Labels> {
     let targets: Vec<serde_json::Value> = serde_json::from_slice(&system.get("/api/targets").body).unwrap();
     let labels = targets.into_iter().map(|target| serde_json::from_value(target["labels"].clone()).unwrap());
     labels.filter(|labels: &Labels| labels.get("comm").is_some_and(|name| name == comm)).collect()
 }
 
 /// The value of a label, empty if there is none.
-fn value<'a>(labels: &'a Labels, name: &str) -> &'a str {
+pub(crate) fn value<'a>(labels: &'a Labels, name: &str) -> &'a str {
     labels.get(name).map_or("", String::as_str)
 }
 
-fn wait_for_sentence(system: &System, words: &str) {
+pub(crate) fn wait_for_sentence(system: &System, words: &str) {
     wait_for(&format!("the page says: {words}"), 90, || system.get("/").text().contains(words).then_some(()));
 }
 

@@ -4,3 +4,4 @@
 
 mod containers;
 mod daemonset;
+mod runtimes;

@@ -17,7 +17,7 @@ const KEEP_GONE: Duration = Duration::from_mins(10);
 /// Most containers that are remembered to have no name.
 const MAX_GIVEN_UP: usize = 4096;
 
-/// A pod.
+/// A pod. A container that is in none (Docker's, say) is the only one of a pod that has its id and neither namespace nor name.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Pod {
     /// Its uid, by which it is known to the API server.
@@ -63,6 +63,7 @@ impl Named {
         [("namespace", &self.pod.namespace), ("pod", &self.pod.name)]
             .into_iter()
             .chain(container)
+            .filter(|(_, value)| !value.is_empty())
             .map(|(name, value)| (name.to_owned(), value.clone()))
     }
 
@@ -134,23 +135,19 @@ impl Pods {
     }
 
     /// Whether a container has no name yet, and may come to have one.
-    pub(super) fn is_awaited(&self, container: Option<&str>, pod: Option<&str>) -> bool {
-        match (container, pod) {
-            (Some(id), Some(_)) => !self.containers.contains_key(id) && !self.given_up.contains(id),
-            // A container that is not a pod's is none of Kubernetes'.
-            _ => false,
-        }
+    pub(super) fn is_unknown(&self, container: &str) -> bool {
+        !self.containers.contains_key(container) && !self.given_up.contains(container)
     }
 
     /// A container is not waited for again.
-    pub(super) fn give_up(&mut self, container: Option<&str>, pod: Option<&str>) {
-        if !self.is_awaited(container, pod) {
+    pub(super) fn give_up(&mut self, container: &str) {
+        if !self.is_unknown(container) {
             return;
         }
         if self.given_up.len() >= MAX_GIVEN_UP {
             self.given_up.clear();
         }
-        self.given_up.extend(container.map(str::to_owned));
+        self.given_up.insert(container.to_owned());
     }
 
     pub(super) fn apply(&mut self, pod: Pod, now: Instant) {

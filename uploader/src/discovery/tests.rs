@@ -1,6 +1,8 @@
 //! Tests of the index, and of how discovery is told.
 
-use super::*;
+use std::time::Instant;
+
+use super::{pods::Pods, *};
 use crate::targets::TargetMaker;
 
 fn pod(uid: &str, containers: &[(&str, &str)]) -> Pod {
@@ -94,9 +96,94 @@ fn growth_is_bounded_and_what_is_gone_makes_room() {
     assert!(pods.find(Some("new"), None).is_some() && pods.find(None, Some("7")).is_none());
 }
 
+fn with_kubernetes() -> (Arc<Discovery>, Arc<Source>) {
+    let mut discovery = Discovery::new(Duration::from_secs(10));
+    let source = discovery.add_kubernetes("server".into());
+    (Arc::new(discovery), source)
+}
+
+/// What is in this cgroup.
+fn in_cgroup(path: &str) -> Origin {
+    let cgroup = Some(Arc::new(TargetMaker::new("n", []).cgroup(format!("0::{path}").as_bytes())));
+    Origin { comm: "x".into(), pid: None, cgroup }
+}
+
+/// A container of Docker's.
+fn alone(id: &str, name: &str) -> Pod {
+    Pod { name: String::new(), namespace: String::new(), ..pod(id, &[(id, name)]) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_is_asked_when_somebody_wants_to_know() {
+    let mut discovery = Discovery::new(Duration::from_secs(10));
+    let source = discovery.add_runtime(Path::new("/run/docker.sock"));
+    let discovery = Arc::new(discovery);
+    assert_eq!((discovery.longest_settle(), discovery.sentence()), (Duration::ZERO, None));
+    let ids = ["1", "2", "3"].map(|digit| digit.repeat(64));
+    let [known, begins, unknown] = &ids;
+    let origins = [known, begins, unknown].map(|id| in_cgroup(&format!("/docker/{id}")));
+    let limit = Duration::from_secs(5);
+    let took = async |which: &[Origin]| {
+        let begun = tokio::time::Instant::now();
+        discovery.settle(which.iter(), limit).await;
+        begun.elapsed()
+    };
+    assert_eq!(took(&origins).await, Duration::ZERO, "it was never there");
+    source.set_name("Docker 1".into());
+    source.replace(vec![alone(known, "web")], source.asked());
+    assert!(discovery.sentence().unwrap().contains("Docker 1 /run/docker.sock tells of 1 containers"));
+    let named = |origin: &Origin| text(discovery.find(origin.cgroup.as_deref().unwrap()));
+    assert_eq!(named(&origins[0]).unwrap(), "container=web");
+
+    // It answers after a second, and what it does not know then is not asked for again.
+    let teller = {
+        let (source, pods) = (Arc::clone(&source), vec![alone(known, "web"), alone(begins, "brief")]);
+        tokio::spawn(async move {
+            source.wanted().await;
+            let asked = source.asked();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            source.replace(pods, asked);
+        })
+    };
+    assert_eq!(took(&origins[..1]).await, Duration::ZERO, "all is known");
+    assert_eq!(took(&origins).await, Duration::from_secs(1));
+    teller.await.unwrap();
+    assert_eq!((named(&origins[1]).unwrap(), named(&origins[2])), ("container=brief".into(), None));
+    assert_eq!(took(&origins).await, Duration::ZERO);
+    // One that hangs is waited for so long and no longer, one that is gone not at all; what it told of stays.
+    let other = in_cgroup(&format!("/docker/{}", "4".repeat(64)));
+    assert_eq!(took(std::slice::from_ref(&other)).await, limit);
+    source.failed("gone");
+    let third = in_cgroup(&format!("/docker/{}", "5".repeat(64)));
+    assert_eq!(took(&[third]).await, Duration::ZERO);
+    assert_eq!(named(&origins[0]).unwrap(), "container=web");
+    assert!(discovery.sentence().unwrap().contains("told of no containers for"));
+}
+
+#[test]
+fn kubernetes_comes_first_and_selects() {
+    let mut discovery = Discovery::new(Duration::from_secs(10));
+    let (kubernetes, runtime) =
+        (discovery.add_kubernetes("server".into()), discovery.add_runtime(Path::new("/run/containerd.sock")));
+    let (uid, id) = ("12345678-9abc-def0-1234-56789abcdef0", "1".repeat(64));
+    let origin = in_cgroup(&format!("/kubepods/pod{uid}/{id}"));
+    let cgroup = origin.cgroup.as_deref().unwrap();
+    let by_runtime = Pod { namespace: "by-runtime".into(), ..pod(uid, &[(&id, "web")]) };
+    runtime.replace(vec![by_runtime], 0);
+    // Whether a pod is selected is for Kubernetes to say.
+    assert!(!discovery.is_in_pod(cgroup));
+    assert_eq!(discovery.find(cgroup).unwrap().pod.namespace, "by-runtime");
+    // A pod whose containers it has not told of yet.
+    kubernetes.apply(pod(uid, &[]));
+    assert!(discovery.is_in_pod(cgroup));
+    assert_eq!(discovery.find(cgroup).unwrap().pod.namespace, "by-runtime");
+    kubernetes.apply(pod(uid, &[(&id, "web")]));
+    assert_eq!(discovery.find(cgroup).unwrap().pod.namespace, "ns");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_window_waits_for_names_once() {
-    let discovery = Arc::new(Discovery::of("server".into(), Duration::from_secs(10)));
+    let (discovery, source) = with_kubernetes();
     let id = "0".repeat(64);
     let cgroup = |uid: &str| {
         let text = format!("0::/kubepods/besteffort/pod{uid}/{id}");
@@ -111,13 +198,13 @@ async fn a_window_waits_for_names_once() {
         begun.elapsed()
     };
     assert_eq!(took().await, Duration::ZERO, "nobody tells of pods yet");
-    discovery.begin_list();
-    discovery.end_list();
+    source.begin_list();
+    source.end_list();
     let teller = {
-        let (discovery, id) = (Arc::clone(&discovery), id.clone());
+        let (source, id) = (Arc::clone(&source), id.clone());
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            discovery.apply(pod(uid, &[(&id, "web")]));
+            source.apply(pod(uid, &[(&id, "web")]));
         })
     };
     assert_eq!(took().await, Duration::from_secs(2));
@@ -133,11 +220,11 @@ async fn a_window_waits_for_names_once() {
     discovery.settle([&other].into_iter(), limit).await;
     discovery.settle([&other].into_iter(), limit).await;
     assert_eq!(begun.elapsed(), limit);
-    discovery.failed("no answer");
+    source.failed("no answer");
     discovery.settle([&third].into_iter(), limit).await;
     assert_eq!(begun.elapsed(), limit);
     // Nor where the program ends.
-    discovery.answered();
+    source.answered();
     let ending = {
         let discovery = Arc::clone(&discovery);
         tokio::spawn(async move {
@@ -152,7 +239,7 @@ async fn a_window_waits_for_names_once() {
 
 #[test]
 fn failures_are_news_once() {
-    let discovery = Discovery::of("server".into(), Duration::from_secs(10));
+    let (_, discovery) = with_kubernetes();
     assert!(discovery.sentence().unwrap().contains("has not told"));
     discovery.begin_list();
     discovery.apply(pod("u", &[]));

@@ -1,7 +1,6 @@
 //! The command line: the seed's flags with the seed's names, defaults and forms, and some of our own.
 
-mod kubernetes;
-mod refused;
+mod names;
 mod selection;
 mod store;
 mod values;
@@ -10,7 +9,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
-pub use kubernetes::KubernetesFlags;
+pub use names::NameFlags;
 pub use selection::SelectionFlags;
 pub use store::{BatchInterval, DebugInfoFlags, PathRule, StoreAddress, StoreFlags, StoreHeader};
 pub use values::{ByteSize, ExternalLabels, HttpAddress, ProfilingDuration, ValueError};
@@ -108,7 +107,7 @@ pub struct Flags {
 
     /// Who knows containers
     #[command(flatten)]
-    pub names: KubernetesFlags,
+    pub names: NameFlags,
 
     /// Where profiles are sent
     #[command(flatten)]
@@ -125,9 +124,8 @@ impl Flags {
     pub fn parse_line(
         line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Self, clap::Error> {
-        let mut command = Self::command_with_refused();
+        let mut command = Self::command();
         let matches = command.try_get_matches_from_mut(line)?;
-        refused::check(&mut command, &matches)?;
         let mut flags = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
         if flags.node.is_empty() {
             flags.node = printable(rustix::system::uname().nodename().to_bytes());
@@ -138,11 +136,6 @@ impl Flags {
             return Err(command.error(clap::error::ErrorKind::ArgumentConflict, problem));
         }
         Ok(flags)
-    }
-
-    /// The command line's definition, with the flags that are known and refused.
-    fn command_with_refused() -> Command {
-        Self::command().args(refused::arguments())
     }
 
     /// What is profiled.
@@ -200,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        Flags::command_with_refused().debug_assert();
+        Flags::command().debug_assert();
     }
 
     #[test]

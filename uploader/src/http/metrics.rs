@@ -19,7 +19,7 @@ use super::Context;
 use crate::{
     debuginfo::Offers,
     delivery::Delivery,
-    discovery::{Discovery, Outcome},
+    discovery::{Discovery, Outcome, Source},
     state::{LIMITATIONS, Shared},
     worker::Worker,
 };
@@ -110,17 +110,41 @@ impl Collector for Scrape {
         if let Some(delivery) = &self.0.delivery {
             sending(&mut encoder, delivery)?;
         }
-        if self.0.shared.discovery.is_on() {
-            discovery(&mut encoder, &self.0.shared.discovery)?;
+        if let Some(source) = self.0.shared.discovery.kubernetes() {
+            kubernetes(&mut encoder, source)?;
         }
+        runtimes(&mut encoder, &self.0.shared.discovery)?;
         process(&mut encoder)
     }
 }
 
-/// What is known of containers.
-fn discovery(encoder: &mut Encoder<'_>, discovery: &Discovery) -> fmt::Result {
-    let counts = discovery.counts();
-    let follows = matches!(discovery.outcome(), Outcome::Following);
+/// What runtimes tell of containers, by the socket of each.
+fn runtimes(encoder: &mut Encoder<'_>, discovery: &Discovery) -> fmt::Result {
+    let sources: Vec<_> = discovery.runtimes().collect();
+    if sources.is_empty() {
+        return Ok(());
+    }
+    let each =
+        |value: fn(&Source) -> usize| sources.iter().map(move |source| (source.address(), value(source)));
+    let help = "Whether the container runtime at this socket answers";
+    let following = each(|source| usize::from(matches!(source.outcome(), Outcome::Following)));
+    encoder.gauges("runtime_following", help, "socket", following)?;
+    let help = "Containers that are known, with those that ended a little while ago";
+    encoder.gauges("runtime_containers", help, "socket", each(|source| source.counts().containers))?;
+    let count =
+        |value: fn(&Source) -> u64| sources.iter().map(move |source| (source.address(), value(source)));
+    let help = "Containers that the runtime told of as they began";
+    encoder.counters("runtime_events", help, "socket", count(|source| source.counts().events))?;
+    let help = "Failures of asking the runtime";
+    encoder.counters("runtime_errors", help, "socket", count(|source| source.counts().errors))?;
+    let help = "Containers that are not known for want of room";
+    encoder.counters("runtime_refused", help, "socket", count(|source| source.counts().refused))
+}
+
+/// What the API server tells of pods.
+fn kubernetes(encoder: &mut Encoder<'_>, source: &Source) -> fmt::Result {
+    let counts = source.counts();
+    let follows = matches!(source.outcome(), Outcome::Following);
     encoder.gauge(
         "kubernetes_following",
         "Whether the API server tells of this node's pods",

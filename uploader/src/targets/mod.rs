@@ -143,7 +143,7 @@ impl TargetMaker {
         let cgroup = origin.cgroup.as_deref();
         let named = cgroup.and_then(|facts| discovery.find(facts));
         let is_selected = match cgroup {
-            Some(facts) => facts.is_selected || (facts.may_be_selected && named.is_some()),
+            Some(facts) => facts.is_selected || (facts.may_be_selected && discovery.is_in_pod(facts)),
             None => self.selection.selects(&[]),
         };
         if !is_selected {

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 pub use api_server::{ApiServer, ApiServerError};
 
-use super::Discovery;
+use super::Source;
 use crate::{backoff::Backoff, printable::printable};
 
 /// Pods that one answer tells of, while all are listed: an answer is held in memory as a whole.
@@ -32,12 +32,12 @@ const MAX_MESSAGE: usize = 180;
 const NODE_EVERY: Duration = Duration::from_mins(10);
 
 /// Follows the pods of a node as they come, change and go. `selector`: of those, the ones with such labels. Never ends.
-pub async fn run(server: ApiServer, node: String, selector: String, discovery: Arc<Discovery>) {
+pub async fn run(server: ApiServer, node: String, selector: String, source: Arc<Source>) {
     let address = server.address.clone();
     let answered = {
-        let (discovery, address) = (Arc::clone(&discovery), address.clone());
+        let (source, address) = (Arc::clone(&source), address.clone());
         move || {
-            if let Some(after) = discovery.answered() {
+            if let Some(after) = source.answered() {
                 info!("the Kubernetes API server {address} tells of pods again, after {} s", after.as_secs());
             }
         }
@@ -49,7 +49,7 @@ pub async fn run(server: ApiServer, node: String, selector: String, discovery: A
             Ok(clients) => break clients,
             // A token that is not there yet.
             Err(error) => {
-                if discovery.failed(&error.to_string()) {
+                if source.failed(&error.to_string()) {
                     warn!("{error}; containers have no names until it can be");
                 }
                 sleep(backoff.next()).await;
@@ -57,12 +57,12 @@ pub async fn run(server: ApiServer, node: String, selector: String, discovery: A
         }
     };
     tokio::join!(
-        follow_pods(client, &address, &node, &selector, &discovery),
-        follow_node(node_client, &node, &discovery)
+        follow_pods(client, &address, &node, &selector, &source),
+        follow_node(node_client, &node, &source)
     );
 }
 
-async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, discovery: &Discovery) {
+async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, source: &Source) {
     let config =
         watcher::Config::default().fields(&format!("spec.nodeName={node}")).labels(selector).page_size(PAGE);
     let mut events = pin!(watcher(Api::<Pod>::all(client), config));
@@ -73,16 +73,16 @@ async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, 
         let event = events.next().await;
         let has_failed = matches!(event, Some(Err(_)));
         match event {
-            Some(Ok(Event::Init)) => discovery.begin_list(),
+            Some(Ok(Event::Init)) => source.begin_list(),
             Some(Ok(Event::InitApply(pod) | Event::Apply(pod))) => {
                 if let Some(pod) = facts::pod(&pod) {
-                    discovery.apply(pod);
+                    source.apply(pod);
                 }
             }
-            Some(Ok(Event::InitDone)) => discovery.end_list(),
+            Some(Ok(Event::InitDone)) => source.end_list(),
             Some(Ok(Event::Delete(pod))) => {
                 if let Some(uid) = &pod.metadata.uid {
-                    discovery.remove(uid);
+                    source.remove(uid);
                 }
             }
             // What it watched from is too old, as happens after a while: all is listed anew.
@@ -91,7 +91,7 @@ async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, 
             }
             Some(Err(error)) => {
                 let reason = words(&error);
-                if discovery.failed(&reason) {
+                if source.failed(&reason) {
                     warn!(
                         "the Kubernetes API server {address} does not tell of pods: {reason}; what is known stays in use"
                     );
@@ -110,11 +110,11 @@ async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, 
 }
 
 /// Reads the node's labels again and again. They are for rules alone, and may be forbidden.
-async fn follow_node(client: Client, node: &str, discovery: &Discovery) {
+async fn follow_node(client: Client, node: &str, source: &Source) {
     let nodes = Api::<Node>::all(client);
     loop {
         match nodes.get_metadata(node).await {
-            Ok(found) => discovery.set_node(facts::node(&found.metadata)),
+            Ok(found) => source.set_machine(facts::node(&found.metadata)),
             Err(error) => debug!("labels of the node {node} cannot be read: {}", chain(&error)),
         }
         sleep(NODE_EVERY).await;
