@@ -32,6 +32,12 @@ pub(crate) fn router(docker: Docker) -> Router {
         .with_state(docker)
 }
 
+/// What a connection is answered by whose runtime does not answer: each request with the reason.
+pub(crate) fn refusal(error: &RuntimeError) -> Router {
+    let reason = error.to_string();
+    Router::new().fallback(async move || (StatusCode::BAD_GATEWAY, reason))
+}
+
 async fn version(State(docker): State<Docker>) -> Result<impl IntoResponse, BadGateway> {
     docker.version().await.map(|version| Json(version.by_proxy())).map_err(BadGateway)
 }

@@ -76,7 +76,10 @@ async fn accept(listener: UnixListener, runtime: &Path, user: u32) {
             match Runtime::open(&runtime).await {
                 Ok((Runtime::Cri(cri), _)) => answer(stream, cri::service(cri)).await,
                 Ok((Runtime::Docker(docker), _)) => answer(stream, docker::router(docker)).await,
-                Err(error) => say(&error),
+                Err(error) => {
+                    say(&error);
+                    answer(stream, docker::refusal(&error)).await;
+                }
             }
             drop(permit);
         });

@@ -25,6 +25,8 @@ use crate::{
 /// Events of containers that begin: `{"type":["container"],"event":["start"]}`.
 const EVENTS: &str =
     "/events?filters=%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22start%22%5D%7D";
+/// Longest reason for a refusal that is repeated, in bytes.
+const MAX_REASON: usize = 500;
 /// Longest event, in bytes: it has the labels of a container.
 const MAX_EVENT: usize = 256 << 10;
 
@@ -149,11 +151,14 @@ impl Docker {
         let request = Request::get(format!("{ADDRESS}{path}")).body(Empty::new());
         let request = request.map_err(|error| RuntimeError::Http(error.to_string()))?;
         let response = self.0.request(request).await.map_err(|error| RuntimeError::Http(chain(&error)))?;
-        if response.status().is_success() {
-            Ok(response)
-        } else {
-            Err(RuntimeError::Http(format!("{path}: {}", response.status())))
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
         }
+        // Whoever says no says why.
+        let reason = Limited::new(response.into_body(), MAX_REASON).collect().await;
+        let reason = reason.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned());
+        Err(RuntimeError::Http(format!("{path}: {status} {}", reason.unwrap_or_default())))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -46,7 +46,7 @@ impl Proxy {
             format!("--user={}", self.user),
         ];
         let mut setpriv = as_user("nobody");
-        setpriv[1] = "--regid=root".into();
+        setpriv[1] = format!("--regid={}", fs::metadata(&self.runtime).unwrap().gid());
         let running = Running::start_line("the proxy", &setpriv, &line, &self.folder.path().join("log"));
         wait_for("the proxy listens", 10, || running.output().contains("passing on lists").then_some(()));
         // In use its folder has the group of the uploader, and the socket so too.
@@ -348,7 +348,7 @@ fn a_socket_itself_is_used_with_a_warning() {
     // The uploader's user may not open it.
     wait_for_sentence(&system, "Permission denied");
     let (_, group) = ids(UPLOADER_USER);
-    let before = std::os::unix::fs::MetadataExt::gid(&fs::metadata(&docker).unwrap());
+    let before = fs::metadata(&docker).unwrap().gid();
     chown(&docker, None, Some(group)).unwrap();
     wait_for_sentence(&system, "tells of");
     chown(&docker, None, Some(before)).unwrap();

@@ -33,8 +33,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 /// How often it is asked for all that runs when nobody wants to know: what has ended is seen then.
 const LIST_EVERY: Duration = Duration::from_mins(1);
-/// The least time between two such questions.
-const LIST_PAUSE: Duration = Duration::from_secs(1);
+/// The least time between two such questions. Finished windows ask, and wait for the answer.
+const LIST_PAUSE: Duration = Duration::from_millis(200);
 /// Longest name of a runtime, in characters.
 const MAX_NAME: usize = 100;
 
