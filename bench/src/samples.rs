@@ -25,15 +25,7 @@ pub(crate) fn table() {
         println!("(no time of the BPF programs: {STATISTICS} cannot be written)");
         return;
     }
-    let systems = [100, 1000].map(|frequency| {
-        move || {
-            System::start(Options {
-                window: "5s",
-                collector_flags: vec![format!("--sampling-frequency={frequency}")],
-                ..Options::default()
-            })
-        }
-    });
+    let systems = [100, 1000].map(|frequency| move || start(frequency, &[]));
     println!(
         "| stack | user frames | us a sample, by rows, at 100 Hz | at 1000 Hz | by frame pointers, at 100 Hz |"
     );
@@ -69,8 +61,33 @@ pub(crate) fn table() {
         a_sample(&system, "cc1")
     });
     println!("| gcc | {:.0} | {:.1} | {:.1} | |", cold.frames, cold.microseconds, warm.microseconds);
+    let [cold, warm] = [100, 1000].map(not_selected);
+    println!("| recursion of 77, not selected | | {cold:.1} | {warm:.1} | |");
     // A machine's own setting comes back.
     let _ = fs::write(STATISTICS, before.trim());
+}
+
+fn start(frequency: u32, uploader_flags: &[&str]) -> System {
+    System::start(Options {
+        window: "5s",
+        collector_flags: vec![format!("--sampling-frequency={frequency}")],
+        uploader_flags: uploader_flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        ..Options::default()
+    })
+}
+
+/// Microseconds that a sample costs in the kernel where none is wanted.
+fn not_selected(frequency: u32) -> f64 {
+    let system = start(frequency, &["--cgroups=nothing-is-in-this"]);
+    let tree = CallTree { recursion: 77, ..CallTree::standard("deep-left-out", Start::Libc) };
+    let path = tree.build_with(WITHOUT_FRAME_POINTERS).expect("a compiler");
+    let _busy = [0, 1].map(|_| Running::start(&path, &[""; 0]));
+    // Until the collector was asked to skip it.
+    thread::sleep(Duration::from_secs(4));
+    let begun = bpf_time(system.collector_pid());
+    thread::sleep(Duration::from_secs(20));
+    let ended = bpf_time(system.collector_pid());
+    (ended.0 - begun.0) as f64 / 1000.0 / (ended.1 - begun.1).max(1) as f64
 }
 
 /// The mean of a program's samples.

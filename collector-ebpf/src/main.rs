@@ -8,6 +8,7 @@
 
 mod fence;
 mod process;
+mod skipped;
 mod task;
 
 use aya_ebpf::{
@@ -113,6 +114,11 @@ fn begin(context: &PerfEventContext) -> Option<&'static mut Work> {
         count(Counter::Idle as u32);
         return None;
     }
+    let cgroup = task.cgroup();
+    if skipped::is_skipped(cgroup) {
+        count(Counter::Skipped as u32);
+        return None;
+    }
     // SAFETY: each CPU has its own element, and a tick is not interrupted by another.
     let work = unsafe { &mut *WORK.get_ptr_mut(0)? };
     let data = context.as_ptr() as *const bpf_perf_event_data;
@@ -128,7 +134,7 @@ fn begin(context: &PerfEventContext) -> Option<&'static mut Work> {
     header.kernel_frames = 0;
     header.user_frames = 0;
     header.start_boottime = task.start_boottime();
-    header.cgroup = task.cgroup();
+    header.cgroup = cgroup;
     // SAFETY: `data` is the context that the kernel gave; the helpers write within the arrays whose sizes they get.
     let user_mode = unsafe {
         header.timestamp = bpf_ktime_get_ns();

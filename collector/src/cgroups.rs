@@ -29,8 +29,9 @@ struct Known {
 
 struct Entry {
     text: Vec<u8>,
-    /// The session that was told of it.
+    /// The session that was told of it, and the one that does not want its samples.
     told: u32,
+    unwanted: u32,
 }
 
 impl Cgroups {
@@ -65,13 +66,30 @@ impl Cgroups {
         self.last += 1;
         let id = CgroupId(self.last);
         self.ids.insert(text.clone(), id);
-        self.texts.insert(id, Entry { text, told: 0 });
+        self.texts.insert(id, Entry { text, told: 0, unwanted: 0 });
         id
     }
 
     /// Whether this id still means something: not after its set was forgotten.
     pub(crate) fn knows(&self, id: CgroupId) -> bool {
         self.texts.contains_key(&id)
+    }
+
+    /// Until when the answer is good that this key is of this set; `None`: it is not good any more.
+    pub(crate) fn good_until(&self, key: u64, id: CgroupId, now: u64) -> Option<u64> {
+        let known = self.by_key.get(&key).filter(|known| known.id == id)?;
+        Some(known.learnt.saturating_add(GOOD_FOR)).filter(|until| now < *until)
+    }
+
+    /// `session` does not want samples of this set. `false`: it was not told of such a set, or the set is forgotten.
+    pub(crate) fn refuse(&mut self, id: CgroupId, session: u32) -> bool {
+        let entry = self.texts.get_mut(&id).filter(|entry| entry.told == session);
+        entry.map(|entry| entry.unwanted = session).is_some()
+    }
+
+    /// Whether this session, if there is one, does not want samples of this set.
+    pub(crate) fn is_refused(&self, id: CgroupId, session: Option<u32>) -> bool {
+        self.texts.get(&id).is_some_and(|entry| Some(entry.unwanted) == session)
     }
 
     /// What `session` must be told before it hears of this id, if it was not yet.
@@ -112,6 +130,45 @@ mod tests {
     fn a_reused_pid_does_not_lend_its_cgroups() {
         let (pid, start) = own();
         assert_eq!(Cgroups::default().of(7, pid, start + 1, 0), None);
+    }
+
+    #[test]
+    fn only_what_was_told_can_be_refused_and_by_that_session_alone() {
+        let mut cgroups = Cgroups::default();
+        let (pid, start) = own();
+        let id = cgroups.of(7, pid, start, 0).unwrap();
+        assert!(!cgroups.refuse(id, 1) && !cgroups.is_refused(id, Some(1)));
+        cgroups.tell(id, 1);
+        assert!(!cgroups.refuse(CgroupId(id.0 + 1), 1) && !cgroups.refuse(id, 2));
+        assert!(
+            cgroups.refuse(id, 1)
+                && cgroups.is_refused(id, Some(1))
+                && !cgroups.is_refused(id, Some(2))
+                && !cgroups.is_refused(id, None)
+        );
+        // The next session begins anew.
+        cgroups.tell(id, 2);
+        assert!(!cgroups.is_refused(id, Some(2)));
+    }
+
+    #[test]
+    fn an_answer_is_good_for_a_while_and_for_its_own_key() {
+        let mut cgroups = Cgroups::default();
+        let (pid, start) = own();
+        let id = cgroups.of(7, pid, start, 5).unwrap();
+        assert_eq!(cgroups.good_until(7, id, 5), Some(5 + GOOD_FOR));
+        assert_eq!(cgroups.good_until(7, id, 5 + GOOD_FOR), None);
+        assert_eq!(
+            (cgroups.good_until(8, id, 5), cgroups.good_until(7, CgroupId(id.0 + 1), 5)),
+            (None, None)
+        );
+        // A process that is gone cannot be asked: the answer is the old one, and no better.
+        assert_eq!(cgroups.of(7, u32::MAX, 0, 5 + GOOD_FOR), Some(id));
+        assert_eq!(cgroups.good_until(7, id, 5 + GOOD_FOR), None);
+        // One that is there can, and the key may be another set's by now: then that is the answer.
+        cgroups.by_key.insert(7, Known { id: CgroupId(99), learnt: 5 });
+        assert_eq!(cgroups.of(7, pid, start, 5 + GOOD_FOR), Some(id));
+        assert_eq!(cgroups.good_until(7, id, 5 + GOOD_FOR), Some(5 + 2 * GOOD_FOR));
     }
 
     #[test]

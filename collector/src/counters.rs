@@ -19,6 +19,7 @@ pub(crate) struct KernelTotals {
     pub(crate) idle: u64,
     pub(crate) ring_full: u64,
     pub(crate) outside_namespace: u64,
+    pub(crate) skipped: u64,
     /// By the number of an [`End`].
     pub(crate) ends: Vec<u64>,
 }
@@ -50,6 +51,7 @@ impl KernelCounters {
             totals.idle += self.get(cpu, Counter::Idle as usize);
             totals.ring_full += self.get(cpu, Counter::RingFull as usize);
             totals.outside_namespace += self.get(cpu, Counter::OutsideNamespace as usize);
+            totals.skipped += self.get(cpu, Counter::Skipped as usize);
             for end in End::ALL {
                 totals.ends[*end as usize] += self.get(cpu, Counter::Ends as usize + *end as usize);
             }

@@ -32,6 +32,7 @@ mod serve;
 mod session;
 mod setup;
 mod shared_array;
+mod skipped;
 mod socket;
 mod spaces;
 mod stacks;

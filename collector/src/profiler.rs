@@ -7,8 +7,9 @@
 use std::os::fd::OwnedFd;
 
 use ipc::{
-    Anonymous, Counters, Executable, ExecutableId, ExecutableKind, FromCollector, FromUploader, KernelFrame,
-    KernelSymbols, NotReopened, Process as ProcessMessage, ProcessId, Sample, UserFrame, Welcome,
+    Anonymous, CgroupId, Counters, Executable, ExecutableId, ExecutableKind, FromCollector, FromUploader,
+    KernelFrame, KernelSymbols, NotReopened, Process as ProcessMessage, ProcessId, Sample, SkipCounters,
+    UserFrame, Welcome,
 };
 use records::{End, Loss};
 
@@ -24,6 +25,7 @@ use crate::{
     registry::Registry,
     samples::{self, RawSample},
     serve,
+    skipped::Skipped,
     spaces::Spaces,
     stacks,
     unwind_tables::{TableError, UnwindTables},
@@ -54,6 +56,9 @@ pub(crate) struct Profiler {
     registry: Registry,
     tables: UnwindTables,
     spaces: Spaces,
+    skipped: Skipped,
+    /// What it does not count itself.
+    skips: SkipCounters,
     pub(crate) link: Link,
     welcome: Welcome,
     /// What waits for its turn, sorted by time.
@@ -102,6 +107,8 @@ impl Profiler {
             registry: Registry::new(),
             tables: UnwindTables::new(parts.shared.tables),
             spaces: Spaces::new(parts.shared.spaces),
+            skipped: Skipped::new(parts.shared.skipped),
+            skips: SkipCounters::default(),
             link: Link::new(parts.command_names),
             welcome: parts.welcome,
             events: Vec::new(),
@@ -204,6 +211,7 @@ impl Profiler {
     fn housekeeping(&mut self, now: u64) {
         if now.saturating_sub(self.last.tick) >= SECOND {
             self.last.tick = now;
+            self.skipped.expire(now);
             if self.registry.tick(now) {
                 let executables = &self.registry.executables;
                 self.tables.retain(|id| executables.get(id).is_some(), now);
@@ -251,12 +259,14 @@ impl Profiler {
             processes: self.registry.processes.len() as u64,
             executables: self.registry.executables.len() as u64,
             tables: self.tables.counters(),
+            skips: SkipCounters { in_kernel: kernel.skipped, no_room: self.skipped.no_room, ..self.skips },
         }
     }
 
     /// Takes in an uploader that has greeted.
     pub(crate) fn begin_session(&mut self, channel: ipc::CollectorEnd) {
         self.tables.end_session();
+        self.skipped.clear();
         self.link.begin(channel);
         let welcome = FromCollector::Welcome(self.welcome.clone());
         self.link.tell(&welcome, None, &mut self.registry.losses);
@@ -265,6 +275,7 @@ impl Profiler {
 
     /// The session has failed.
     pub(crate) fn end_session(&mut self, reason: &crate::session::SessionError) {
+        self.skipped.clear();
         self.link.end(reason, &mut self.registry.losses);
     }
 
@@ -351,9 +362,9 @@ impl Profiler {
         self.link.sample(sample, &mut self.registry.losses);
     }
 
-    /// The process of a sample, with all that the uploader must know of it told.
+    /// The process of a sample, with all that the uploader must know of it told; `None` if it does not want the sample.
     fn process_of(&mut self, raw: &RawSample, start_time: u64, now: u64) -> Option<ProcessId> {
-        let Profiler { registry, link, .. } = self;
+        let Profiler { registry, link, skipped, skips, .. } = self;
         let is_same = |start: Option<u64>| start.is_none_or(|start| start == start_time);
         if registry.processes.get_mut(raw.pid).is_none_or(|process| !is_same(process.start_time)) {
             registry.look_up_limited(raw.pid, now, link);
@@ -377,14 +388,25 @@ impl Profiler {
         let process = registry.processes.get_mut(raw.pid)?;
         process.start_time = Some(start_time);
         let before = process.cgroup;
-        let is_known = process.cgroup.is_some_and(|id| registry.cgroups.knows(id));
-        if process.cgroup_key != Some(raw.cgroup) || !is_known {
+        let session = link.session();
+        let is_good = process
+            .cgroup
+            .is_some_and(|id| registry.cgroups.knows(id) && !registry.cgroups.is_refused(id, session));
+        // What is skipped is looked at again with each sample that comes through: see `skipped`.
+        if process.cgroup_key != Some(raw.cgroup) || !is_good {
             process.cgroup_key = Some(raw.cgroup);
             if let Some(cgroup) = registry.cgroups.of(raw.cgroup, raw.pid, start_time, now) {
                 process.cgroup = Some(cgroup);
             }
         }
-        if let Some(session) = link.session()
+        if let Some(id) = process.cgroup.filter(|id| registry.cgroups.is_refused(*id, session)) {
+            skips.in_collector += 1;
+            if let Some(until) = registry.cgroups.good_until(raw.cgroup, id, now) {
+                skipped.skip(raw.cgroup, until);
+            }
+            return None;
+        }
+        if let Some(session) = session
             && (process.told != session || process.cgroup != before)
         {
             process.told = session;
@@ -447,6 +469,7 @@ impl Profiler {
             FromUploader::Reopen(_) | FromUploader::ReopenPerfMap(_) => {
                 return self.reopen_one(request, now);
             }
+            FromUploader::Skip(id) => return self.skip(*id),
             FromUploader::TableBegin(begin) => tables.begin(*begin, now),
             FromUploader::TableRules(rules) => tables.add_rules(rules),
             FromUploader::TablePages(pages) => tables.add_pages(pages),
@@ -458,6 +481,13 @@ impl Profiler {
             Ok(()) | Err(TableError::NotBegun) => {}
             Err(error) => log::debug!("unwind rows of the uploader's were refused: {error}"),
         }
+    }
+
+    /// Notes that samples of these cgroups are not wanted. The programs are shown when the next one comes.
+    fn skip(&mut self, id: CgroupId) {
+        let session = self.link.session();
+        let is_told = session.is_some_and(|session| self.registry.cgroups.refuse(id, session));
+        self.skips.unknown += u64::from(!is_told);
     }
 
     fn reopen_one(&mut self, request: &FromUploader, now: u64) {

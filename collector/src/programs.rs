@@ -11,7 +11,7 @@ use aya::{
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
 };
-use records::{MAX_RULES, SLOT_BITS};
+use records::{MAX_RULES, SKIP_BITS, SLOT_BITS};
 use thiserror::Error;
 
 use crate::{
@@ -56,6 +56,8 @@ pub(crate) enum ProgramsError {
 pub(crate) struct Shared {
     pub(crate) tables: TableArrays,
     pub(crate) spaces: SpaceArrays,
+    /// Keys of cgroups that are skipped.
+    pub(crate) skipped: SharedArray<u64>,
     /// One word: the programs make no record as long as it is 0.
     pub(crate) started: SharedArray<u64>,
 }
@@ -185,6 +187,7 @@ pub(crate) fn start(
             mappings: shared_array(&mut object, "MAPPINGS", spaces::MAX_MAPPINGS)?,
             slots: shared_array(&mut object, "SPACES", 2 << SLOT_BITS)?,
         },
+        skipped: shared_array(&mut object, "SKIPPED", 1 << SKIP_BITS)?,
         started: shared_array(&mut object, "STARTED", 1)?,
     };
     let programs = Programs {

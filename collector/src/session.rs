@@ -27,6 +27,7 @@ const BATCH_SIZE: usize = 48 * 1024;
 /// |---|---|---|
 /// | `Reopen` | `reopen` | an executable that this half has told of and that some process has mapped |
 /// | `ReopenPerfMap` | `reopen_perf_map` | the perf map of a process that this half has told of |
+/// | `Skip` | `skip` | nothing: a mark at a set of cgroups that this half has told of; no answer, and no limit but one message for each turn of the event loop |
 /// | `TableBegin`, `TableRules`, `TablePages`, `TableRows`, `TableEnd` | `unwind_tables` | nothing; no answer, and no limit but the store's size and one message for each turn of the event loop |
 const REQUESTS_PER_SECOND: u64 = 200;
 const REQUESTS_AT_ONCE: u64 = 1000;

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::{ChannelError, CollectorEnd, UploaderEnd};
 
 /// Version of everything in this crate that crosses the socket. Changes with each change of a message.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// How long the other half may take for its greeting.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 

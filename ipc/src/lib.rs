@@ -18,5 +18,5 @@ pub use handshake::{
 pub use messages::{
     Anonymous, Cgroup, CgroupId, Comm, Counters, Executable, ExecutableId, ExecutableKind, FromCollector,
     FromUploader, Identity, KernelFrame, KernelSymbols, Limitation, ModuleId, NotReopened, PageRows, Process,
-    ProcessId, Sample, TableBegin, TableCounters, UserFrame, Welcome,
+    ProcessId, Sample, SkipCounters, TableBegin, TableCounters, UserFrame, Welcome,
 };

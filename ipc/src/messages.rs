@@ -85,6 +85,8 @@ pub enum FromUploader {
     TableRows(Vec<u32>),
     /// That was all of it.
     TableEnd,
+    /// Processes in these cgroups need not be sampled, as long as the session lasts.
+    Skip(CgroupId),
 }
 
 /// What is to come of an unwind table. An executable without rows has a table too: an empty one, so that it is not asked
@@ -288,6 +290,21 @@ pub struct Counters {
     pub executables: u64,
     /// Of unwind tables.
     pub tables: TableCounters,
+    /// Of what [`FromUploader::Skip`] names.
+    pub skips: SkipCounters,
+}
+
+/// What the collector has counted of cgroups that need not be sampled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SkipCounters {
+    /// Samples that the BPF program dropped before it looked at their stacks.
+    pub in_kernel: u64,
+    /// Samples that were recorded, and dropped by the collector itself.
+    pub in_collector: u64,
+    /// Requests with an id that was not handed out in this session, or is forgotten.
+    pub unknown: u64,
+    /// Times that a key found no room among those that the BPF program knows.
+    pub no_room: u64,
 }
 
 /// What the collector has counted of unwind tables.
@@ -403,6 +420,7 @@ pub(crate) mod examples {
             FromUploader::TablePages(vec![PageRows { first: 0, count: 7 }]),
             FromUploader::TableRows(vec![0, u32::MAX]),
             FromUploader::TableEnd,
+            FromUploader::Skip(CgroupId(u32::MAX)),
         ]
     }
 }

@@ -8,6 +8,7 @@
 mod address;
 mod reasons;
 mod sample;
+mod skipped;
 mod unwind;
 
 pub use address::{ElfAddress, FileOffset, ProcessAddress};
@@ -17,6 +18,7 @@ pub use sample::{
     MAX_KERNEL_FRAMES, MAX_STACK_BYTES, MAX_USER_FRAMES, MEMORY_PAGE, RESUME_SIZE, Resume,
     SAMPLE_HEADER_SIZE, SampleHeader,
 };
+pub use skipped::{FREE_SKIP, SKIP_BITS, SKIP_PROBES, is_skipped, skip_slot};
 pub use unwind::{
     Cfa, FREE_SLOT, MAPPING_STEPS, MAX_ROWS_PER_PAGE, MAX_RULES, MAX_SPACE_MAPPINGS, NO_TABLE, PAGE_BITS,
     Page, RDI, REGISTERS, ROW_STEPS, Row, Rule, SLOT_BITS, SLOT_PROBES, SavedFp, SpaceMapping, SpaceSlot,

@@ -116,6 +116,8 @@ pub enum Counter {
     RingFull = 2,
     /// [`Loss::OutsideNamespace`](crate::Loss::OutsideNamespace).
     OutsideNamespace = 3,
+    /// Samples of cgroups that are skipped (see [`is_skipped`](crate::is_skipped)), of which no record is made.
+    Skipped = 4,
     /// The first of the [`End`](crate::End)s: the unwinds that ended with reason `n` are counted at `Ends + n`.
     Ends = 16,
 }

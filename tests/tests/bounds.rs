@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipc::{ExecutableId, FromCollector, FromUploader, ProcessId};
+use ipc::{CgroupId, ExecutableId, FromCollector, FromUploader, ProcessId, SkipCounters};
 use rustix::process::Signal;
 use tests::{
     cgroup::Cgroup,
@@ -177,6 +177,7 @@ fn every_cut_and_every_changed_message() {
         FromUploader::TableRules(Vec::new()),
         FromUploader::TableEnd,
         FromUploader::ReopenPerfMap(ProcessId(1)),
+        FromUploader::Skip(CgroupId(1)),
     ];
     let mut ended = 0;
     for message in &messages {
@@ -263,30 +264,74 @@ fn a_flood_of_requests_for_what_was_never_handed_out() {
     let peer = wait_for("the collector takes the flood", 20, || Peer::greeted(&place.socket(), PATIENCE));
     let request = ipc::encode(&FromUploader::Reopen(ExecutableId(u32::MAX))).unwrap();
     let perf_map = ipc::encode(&FromUploader::ReopenPerfMap(ProcessId(u32::MAX))).unwrap();
+    let skip = ipc::encode(&FromUploader::Skip(CgroupId(u32::MAX))).unwrap();
     // As many as get through until the collector has had enough of them, or 200,000.
     let (mut sent, mut most) = (0, 0);
     let reader = Peer(peer.0.try_clone().unwrap());
     let answers = std::thread::spawn(move || {
-        let mut samples = 0;
+        let (mut samples, mut skips) = (0, SkipCounters::default());
         while let Some(packet) = reader.packet() {
-            if let Ok(FromCollector::Samples(taken)) = ipc::decode::<FromCollector>(&packet) {
-                samples += taken.len();
+            match ipc::decode::<FromCollector>(&packet) {
+                Ok(FromCollector::Samples(taken)) => samples += taken.len(),
+                Ok(FromCollector::Counters(counters)) => skips = counters.skips,
+                _ => {}
             }
         }
-        samples
+        (samples, skips)
     });
-    while sent < 200_000 && peer.send(&request).is_some() && peer.send(&perf_map).is_some() {
-        sent += 2;
-        if sent % 1000 == 0 {
+    while sent < 200_000 && [&request, &perf_map, &skip].iter().all(|bytes| peer.send(bytes).is_some()) {
+        sent += 3;
+        if sent % 3000 == 0 {
             most = most.max(own_memory(collector.pid()) / 1024);
         }
     }
     rustix::net::shutdown(&peer.0, rustix::net::Shutdown::Both).unwrap();
-    let samples = answers.join().unwrap();
+    let (samples, skips) = answers.join().unwrap();
     println!("{sent} requests, {samples} samples meanwhile, {most} MiB at most");
     assert!(collector.status().is_none(), "{}", place.log("collector"));
     assert!(most < MOST_MIB, "{most} MiB in a flood of requests");
+    assert!(skips.unknown > 0 && skips == SkipCounters { unknown: skips.unknown, ..SkipCounters::default() });
     wait_for("the collector takes another", 20, || Peer::greeted(&place.socket(), PATIENCE));
+}
+
+/// An uploader that wants nothing, and says so again and again, hides what runs from itself alone, and only as long as it is there.
+#[test]
+fn a_flood_of_cgroups_that_are_not_wanted() {
+    let _alone = alone();
+    let (place, mut collector) = collector();
+    let _busy = Running::shell("while :; do :; done", &[""; 0]);
+    let peer = wait_for("the collector takes the test in", 20, || Peer::greeted(&place.socket(), PATIENCE));
+    let (mut told, mut most) = (Vec::new(), 0);
+    let mut skips = SkipCounters::default();
+    let start = Instant::now();
+    while skips.in_kernel < 300 {
+        assert!(start.elapsed() < Duration::from_mins(1), "{skips:?}");
+        match ipc::decode::<FromCollector>(&peer.packet().unwrap()).unwrap() {
+            FromCollector::Cgroup(cgroup) => told.push(cgroup.id),
+            FromCollector::Counters(counters) => skips = counters.skips,
+            _ => {}
+        }
+        for id in told.iter().cycle().take(1000 * told.len().min(1)) {
+            peer.send(&ipc::encode(&FromUploader::Skip(*id)).unwrap()).unwrap();
+        }
+        most = most.max(own_memory(collector.pid()) / 1024);
+    }
+    assert!(most < MOST_MIB, "{most} MiB of the collector");
+    assert_eq!((skips.unknown, skips.no_room), (0, 0));
+    drop(peer);
+    let peer = wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket(), PATIENCE));
+    // It has said nothing yet.
+    let (mut samples, mut counted) = (0, Vec::new());
+    while samples < 100 || counted.len() < 2 {
+        match ipc::decode::<FromCollector>(&peer.packet().unwrap()).unwrap() {
+            FromCollector::Samples(taken) => samples += taken.len(),
+            FromCollector::Counters(counters) => counted.push(counters.skips),
+            _ => {}
+        }
+    }
+    let (first, last) = (counted[0], counted[counted.len() - 1]);
+    assert_eq!(first, last);
+    assert!(collector.status().is_none(), "{}", place.log("collector"));
 }
 
 /// Kernel addresses of code: the kernel's own and its modules' (`Documentation/arch/x86/x86_64/mm.rst`).

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use tests::{
     cgroup::{Cgroup, hierarchy},
     process::Running,
+    statistics::compare,
     system::{Options, System, alone, as_user, publish},
     wait::wait_for,
 };
@@ -33,10 +34,23 @@ fn targets(system: &System) -> BTreeMap<String, BTreeMap<String, String>> {
     labels.map(|labels| (labels.get("comm").cloned().unwrap_or_default(), labels)).collect()
 }
 
+/// Waits until so many samples were left out, wherever.
 fn wait_not_selected(system: &System, samples: f64) {
     wait_for("others are left out", 60, || {
-        (system.metric("bulkhead_samples_not_selected_total") >= samples).then_some(())
+        let by_the_uploader = system.metric("bulkhead_samples_not_selected_total");
+        (by_the_uploader + system.metric("bulkhead_collector_skipped_total") >= samples).then_some(())
     });
+}
+
+/// Samples that the kernel dropped, that the collector dropped, and that the uploader did.
+fn left_out(system: &System) -> [f64; 3] {
+    let metrics = system.metrics();
+    [
+        "bulkhead_collector_skipped_total{by=\"kernel\"}",
+        "bulkhead_collector_skipped_total{by=\"collector\"}",
+        "bulkhead_samples_not_selected_total",
+    ]
+    .map(|name| *metrics.get(name).unwrap_or_else(|| panic!("no {name} in {metrics:?}")))
 }
 
 #[test]
@@ -74,6 +88,57 @@ fn only_what_is_named() {
     wait_not_selected(&system, 100.0);
     let targets = targets(&system);
     assert!(targets.keys().all(|comm| ["sel-inner", "sh"].contains(&comm.as_str())), "{targets:?}");
+}
+
+#[test]
+fn what_is_not_named_is_dropped_in_the_kernel() {
+    let _alone = alone();
+    let root = hierarchy("cgroup2").expect("cgroup v2 is mounted");
+    let cgroup = |path: &str| Cgroup::create(&root, &format!("bulkhead-test.slice/{path}"));
+    let (kept, left) = (cgroup("kept.service"), cgroup("left.service"));
+    let _kept = busy_in(&kept, "skip-kept");
+    let busy = busy_in(&left, "skip-left");
+    let system = system(&["--systemd-units=kept"]);
+    let profile = system.collect("{comm=\"skip-kept\"}", 600, 90);
+    let [in_kernel, in_collector, by_uploader] = wait_for("the kernel drops samples", 60, || {
+        Some(left_out(&system)).filter(|[in_kernel, ..]| *in_kernel >= 1500.0)
+    });
+    println!("{in_kernel} in the kernel, {in_collector} in the collector, {by_uploader} in the uploader");
+    // What comes through is what was sampled before the uploader had said so, and whatever waits in the ring when it is looked
+    // at again whose samples they are.
+    assert!(in_collector < in_kernel / 10.0, "{in_kernel} in the kernel, {in_collector} behind it");
+    assert!(by_uploader < in_kernel / 10.0, "{in_kernel} in the kernel, {by_uploader} in the uploader");
+    // What is selected is as it was.
+    let expected = CallTree::standard("skip-kept", Start::Bare).expected();
+    let names = |stack: &tests::pprof::Stack| -> Vec<String> {
+        stack.user().map(|frame| frame.name.clone()).collect()
+    };
+    let counts: Vec<i64> =
+        expected.iter().map(|(leaf, _)| profile.count(|stack| names(stack).starts_with(leaf))).collect();
+    let shares: Vec<f64> = expected.iter().map(|(_, share)| *share).collect();
+    assert!(compare(&counts, &shares).agrees(), "{counts:?}\n{}", profile.dump());
+    let others = profile.total() - counts.iter().sum::<i64>();
+    assert!(others <= profile.total() / 100, "{others} samples elsewhere:\n{}", profile.dump());
+    // A process that is moved is another's from that moment on.
+    std::fs::write(kept.procs(), busy.pid().to_string()).unwrap();
+    system.collect("{comm=\"skip-left\"}", 50, 60);
+    std::fs::write(left.procs().as_str(), busy.pid().to_string()).unwrap();
+
+    // Whoever comes next has said nothing yet: all is seen again.
+    system.stop_uploader(Signal::TERM);
+    let flags = [format!("--http-address={}", system.address()), "--profiling-duration=1s".to_owned()];
+    let _next = system.place().uploader_with(&flags);
+    wait_for("the next uploader is there", 60, || {
+        tests::http::get(system.address(), "/readyz", &[]).ok().filter(|response| response.status == 200)
+    });
+    let before = left_out(&system);
+    for comm in ["skip-kept", "skip-left"] {
+        system.collect(&format!("{{comm=\"{comm}\"}}"), 100, 60);
+    }
+    let after = left_out(&system);
+    let rise = before.iter().zip(after).map(|(before, after)| after - before).sum::<f64>();
+    assert!(rise < 1.0, "{before:?}, then {after:?}");
+    assert!(before[0] >= in_kernel, "the same collector: {before:?}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use crate::{
     resolve::run_job,
     rows,
-    state::{Fault, Outbox, Shared, limitation_text},
+    state::{Fault, Outbox, Request, Shared, limitation_text},
 };
 
 /// Pauses between attempts: the first, and the longest.
@@ -204,18 +204,28 @@ fn apply(
     Ok(())
 }
 
+/// Sends a message, if it is meant for this session.
+async fn send_one(
+    number: u64,
+    sender: &Sender<FromUploader>,
+    message: Option<Request>,
+) -> Result<(), ChannelError> {
+    match message {
+        Some((session, message)) if session == number => sender.send(&message, None).await,
+        Some(_) => Ok(()),
+        // The state, which has the other end, lives as long as this task.
+        None => std::future::pending().await,
+    }
+}
+
 /// Sends what is meant for this session; what is of sessions before it is dropped: their ids mean something else now.
 async fn send(number: u64, sender: &Sender<FromUploader>, outbox: &mut Outbox) -> ChannelError {
     loop {
         // Requests first: somebody waits for their answers.
         let sent = tokio::select! {
             biased;
-            request = outbox.requests.recv() => match request {
-                Some((session, request)) if session == number => sender.send(&request, None).await,
-                Some(_) => Ok(()),
-                // The state, which has the other end, lives as long as this task.
-                None => std::future::pending().await,
-            },
+            request = outbox.requests.recv() => send_one(number, sender, request).await,
+            skip = outbox.skips.recv() => send_one(number, sender, skip).await,
             table = outbox.tables.recv() => match table {
                 Some((session, executable, table)) if session == number => {
                     rows::send(sender, executable, &table).await

@@ -15,7 +15,7 @@ use crate::{
 /// Most processes that are mirrored. The collector has a bound of its own; this one holds if that is broken.
 const MAX_PROCESSES: usize = 65_536;
 /// Most sets of cgroups that are mirrored.
-const MAX_CGROUPS: usize = 65_536;
+pub const MAX_CGROUPS: usize = 65_536;
 
 /// What is known of a process.
 #[derive(Debug)]
@@ -69,18 +69,21 @@ impl Processes {
         }
     }
 
-    /// A set of cgroups.
-    pub fn add_cgroup(&mut self, cgroup: &Cgroup, maker: &TargetMaker) {
+    /// A set of cgroups. Returns whether samples of it are kept.
+    pub fn add_cgroup(&mut self, cgroup: &Cgroup, maker: &TargetMaker) -> bool {
+        let facts = maker.cgroup(&cgroup.text);
+        let is_kept = facts.is_kept();
         if self.cgroups.len() >= MAX_CGROUPS && !self.cgroups.contains_key(&cgroup.id) {
             // Cgroups come and go, and nobody tells of their end: the last process that was in one does.
             let used: HashSet<_> = self.entries.values().filter_map(|entry| entry.cgroup).collect();
             self.cgroups.retain(|id, _| used.contains(id));
             if self.cgroups.len() >= MAX_CGROUPS {
                 self.refused += 1;
-                return;
+                return is_kept;
             }
         }
-        self.cgroups.insert(cgroup.id, Arc::new(maker.cgroup(&cgroup.text)));
+        self.cgroups.insert(cgroup.id, Arc::new(facts));
+        is_kept
     }
 
     /// The end of a process; the uploader's number of it, if it has one.

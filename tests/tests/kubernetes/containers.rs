@@ -34,6 +34,11 @@ pub(crate) fn wait_for_sentence(system: &System, words: &str) {
     wait_for(&format!("the page says: {words}"), 90, || system.get("/").text().contains(words).then_some(()));
 }
 
+/// Samples that were left out, wherever.
+fn left_out(system: &System) -> f64 {
+    system.metric("bulkhead_samples_not_selected_total") + system.metric("bulkhead_collector_skipped_total")
+}
+
 #[test]
 #[ignore = "needs a Kubernetes node: script/test-servers runs it on one"]
 fn containers_have_the_names_of_their_pods() {
@@ -190,9 +195,7 @@ fn who_may_not_ask_profiles_without_names() {
     // Profiles of nothing at all, where only pods were asked for.
     drop(system);
     let system = self::system(&cluster, "nobody", &["--pod-label-selector=test"]);
-    wait_for("samples are left out", 60, || {
-        (system.metric("bulkhead_samples_not_selected_total") >= 100.0).then_some(())
-    });
+    wait_for("samples are left out", 60, || (left_out(&system) >= 100.0).then_some(()));
     assert_eq!(targets(&system, "tree-bare"), Vec::<Labels>::new());
 }
 
@@ -206,9 +209,7 @@ fn only_pods_with_these_labels() {
     }
     let system = system(&cluster, "bulkhead", &["--pod-label-selector=tier in (web)"]);
     system.collect("{comm=\"tree-bare\",pod=\"front\"}", 50, 60);
-    wait_for("others are left out", 60, || {
-        (system.metric("bulkhead_samples_not_selected_total") >= 100.0).then_some(())
-    });
+    wait_for("others are left out", 60, || (left_out(&system) >= 100.0).then_some(()));
     let all: Vec<serde_json::Value> = serde_json::from_slice(&system.get("/api/targets").body).unwrap();
     assert!(all.iter().all(|target| target["labels"]["pod"] == "front"), "{all:?}");
     // A pod that comes to have the label is profiled from then on.

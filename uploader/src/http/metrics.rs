@@ -230,6 +230,14 @@ fn collector(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
         "Samples of the idle task, of which no record is made",
         counters.idle,
     )?;
+    let skips = &counters.skips;
+    let skipped = [("kernel", skips.in_kernel), ("collector", skips.in_collector)];
+    let help = "Samples of cgroups that flags leave out, which the uploader never saw, by who dropped them";
+    encoder.counters("collector_skipped", help, "by", skipped)?;
+    let not_skipped = [("unknown_cgroup", skips.unknown), ("no_room", skips.no_room)];
+    let help =
+        "Times that the collector could not have the kernel drop samples of cgroups that flags leave out";
+    encoder.counters("collector_not_skipped", help, "reason", not_skipped)?;
     let count = |list: &[u64], number: u8| list.get(usize::from(number)).copied().unwrap_or(0);
     let ends = End::ALL.iter().map(|end| (end.label(), count(&counters.ends, *end as u8)));
     encoder.counters("unwinds", "How the unwinds of user stacks ended", "end", ends)?;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use ipc::Counters;
+use ipc::{Counters, SkipCounters};
 use objects::UnwindRows;
 
 /// What the collectors have counted, all that were met together: a collector counts from its own start.
@@ -46,6 +46,17 @@ impl CollectorCounters {
             executables: self.now.executables,
             // As they are in the present collector; counts of what happened begin anew with it.
             tables: self.now.tables,
+            skips: self.skips(),
+        }
+    }
+
+    fn skips(&self) -> SkipCounters {
+        let (before, now) = (&self.before.skips, &self.now.skips);
+        SkipCounters {
+            in_kernel: before.in_kernel.saturating_add(now.in_kernel),
+            in_collector: before.in_collector.saturating_add(now.in_collector),
+            unknown: before.unknown.saturating_add(now.unknown),
+            no_room: before.no_room.saturating_add(now.no_room),
         }
     }
 }
@@ -145,5 +156,13 @@ mod tests {
         total.update(counters(u64::MAX, &[u64::MAX; 1000]));
         assert_eq!(total.total().samples, u64::MAX);
         assert_eq!(total.total().losses.len(), 256);
+        let skips = SkipCounters { in_kernel: 1, in_collector: 2, unknown: 3, no_room: 4 };
+        let counters = Counters { skips, ..Counters::default() };
+        let mut total = CollectorCounters::default();
+        total.update(counters.clone());
+        total.restarted();
+        total.update(counters);
+        let twice = SkipCounters { in_kernel: 2, in_collector: 4, unknown: 6, no_room: 8 };
+        assert_eq!(total.total().skips, twice);
     }
 }

@@ -13,7 +13,8 @@ use std::{
 };
 
 use ipc::{
-    ExecutableId, ExecutableKind, FromCollector, FromUploader, Limitation, NotReopened, ProcessId, Welcome,
+    CgroupId, ExecutableId, ExecutableKind, FromCollector, FromUploader, Limitation, NotReopened, ProcessId,
+    Welcome,
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -23,7 +24,7 @@ use crate::{
     debuginfo::Offers,
     discovery::Discovery,
     executables::{ExecutableKey, Executables, Facts},
-    processes::Processes,
+    processes::{MAX_CGROUPS, Processes},
     profile::{Profiles, Window},
     relabel::Rules,
     rows::{MAX_TABLES, Table, Wanted},
@@ -47,6 +48,8 @@ pub type Request = (u64, FromUploader);
 pub struct Outbox {
     /// Requests.
     pub requests: mpsc::Receiver<Request>,
+    /// Cgroups that need not be sampled.
+    pub skips: mpsc::Receiver<Request>,
     /// Unwind tables.
     pub tables: mpsc::Receiver<Table>,
 }
@@ -114,10 +117,11 @@ impl Shared {
         debug_info: Option<Arc<Offers>>,
         discovery: Arc<Discovery>,
     ) -> (Arc<Self>, Outbox) {
-        let (sender, requests) = mpsc::channel(MAX_REQUESTS);
+        let (requests_sender, requests) = mpsc::channel(MAX_REQUESTS);
+        let (skips_sender, skips) = mpsc::channel(MAX_CGROUPS);
         let (tables_sender, tables) = mpsc::channel(MAX_TABLES);
         let shared = Shared {
-            state: Mutex::new(State::new(maker, thread_labels, name_cache, sender)),
+            state: Mutex::new(State::new(maker, thread_labels, name_cache, requests_sender, skips_sender)),
             files: Worker::new(4),
             names: Worker::new(2),
             rows: Worker::new(1),
@@ -127,7 +131,7 @@ impl Shared {
             profiles: Profiles::new(window),
             arrived: Notify::new(),
         };
-        (Arc::new(shared), Outbox { requests, tables })
+        (Arc::new(shared), Outbox { requests, skips, tables })
     }
 
     /// The state. Nobody holds it for longer than it takes to look something up.
@@ -166,6 +170,7 @@ pub struct State {
     window: Window,
     reading: usize,
     requests: mpsc::Sender<Request>,
+    skips: mpsc::Sender<Request>,
     tokens: (f64, Instant),
     thread_names: samples::ThreadNames,
     /// What the collector has counted.
@@ -180,6 +185,7 @@ impl State {
         thread_labels: bool,
         name_cache: usize,
         requests: mpsc::Sender<Request>,
+        skips: mpsc::Sender<Request>,
     ) -> Self {
         State {
             maker,
@@ -199,6 +205,7 @@ impl State {
             window: Window::begin(1, 100),
             reading: 0,
             requests,
+            skips,
             tokens: (REQUEST_RATE.1, Instant::now()),
             thread_names: samples::ThreadNames::default(),
             collector: CollectorCounters::default(),
@@ -265,7 +272,11 @@ impl State {
                 self.modules.set(&symbols.modules);
                 return Ok(file.map(Job::KernelSymbols).into_iter().collect());
             }
-            (_, FromCollector::Cgroup(cgroup)) => self.processes.add_cgroup(&cgroup, &self.maker),
+            (_, FromCollector::Cgroup(cgroup)) => {
+                if !self.processes.add_cgroup(&cgroup, &self.maker) {
+                    self.skip(cgroup.id);
+                }
+            }
             (_, FromCollector::Process(process)) => self.processes.add(&process),
             (_, FromCollector::Comm(comm)) => self.processes.rename(&comm),
             (_, FromCollector::Executable(executable)) => return Ok(self.executable(&executable, file, now)),
@@ -404,6 +415,12 @@ impl State {
     /// Asks for the perf map of a process. `true` if an answer will come.
     pub fn ask_for_perf_map(&mut self, process: ProcessId, now: Instant) -> bool {
         self.request(FromUploader::ReopenPerfMap(process), Awaited::PerfMap(process), now)
+    }
+
+    /// Has the collector drop samples of these cgroups. Flags alone say that they are left out, so that holds for good.
+    fn skip(&mut self, cgroup: CgroupId) {
+        // With as many waiting as there may be cgroups, this one's samples go on to be dropped here.
+        let _ = self.skips.try_send((self.session, FromUploader::Skip(cgroup)));
     }
 
     fn request(&mut self, request: FromUploader, answer: Awaited, now: Instant) -> bool {

@@ -7,7 +7,10 @@ use ipc::{
 use records::{End, FileOffset, ProcessAddress};
 
 use super::*;
-use crate::profile::Frame;
+use crate::{
+    profile::Frame,
+    targets::{Pattern, Selection},
+};
 
 fn shared() -> (Arc<Shared>, mpsc::Receiver<Request>) {
     let (shared, outbox) =
@@ -251,4 +254,33 @@ fn code_without_a_file_is_told_apart_by_process() {
     assert!(requests.try_recv().is_ok());
     apply(&mut state, FromCollector::Exit(ProcessId(1)));
     assert_eq!(state.jit.to_ask(key), None);
+}
+
+#[test]
+fn what_flags_leave_out_is_skipped() {
+    let skips = |selection, texts: &[&str]| {
+        let maker = TargetMaker::new("n", []).with_selection(selection);
+        let window = Duration::from_secs(10);
+        let (shared, mut outbox) = Shared::new(maker, true, 20 << 20, window, None, Arc::default());
+        let mut state = shared.state();
+        begin(&mut state);
+        for (id, text) in (1..).zip(texts) {
+            let cgroup = Cgroup { id: CgroupId(id), text: text.as_bytes().to_vec() };
+            apply(&mut state, FromCollector::Cgroup(cgroup));
+        }
+        std::iter::from_fn(|| outbox.skips.try_recv().ok()).collect::<Vec<_>>()
+    };
+    let pod = "0::/kubepods.slice/kubepods-pod0aa1dc2e_15b3_4c0c_8d3b_0ab0f4a2a0c5.slice/cri-containerd-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope";
+    let texts = ["0::/", "0::/system.slice/a.service", "0::/system.slice/b.service", pod];
+    let skip = |id| (1, FromUploader::Skip(CgroupId(id)));
+    let names = || vec![Pattern::of_unit("a").unwrap()];
+    assert_eq!(skips(Selection::default(), &texts), []);
+    assert_eq!(skips(Selection { names: names(), ..Selection::default() }, &texts), [1, 3, 4].map(skip));
+    // What may turn out to be a pod that is followed is not.
+    assert_eq!(
+        skips(Selection { names: names(), pods: true, ..Selection::default() }, &texts),
+        [1, 3].map(skip)
+    );
+    // A part of the targets is chosen by labels, which rules may change.
+    assert_eq!(skips(Selection { ratio: 0.0, ..Selection::default() }, &texts), []);
 }

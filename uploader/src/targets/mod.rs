@@ -123,7 +123,7 @@ impl TargetMaker {
     /// Whether samples of this origin are kept until their window ends.
     pub fn keeps(&self, origin: &Origin) -> bool {
         match &origin.cgroup {
-            Some(facts) => facts.is_selected || facts.may_be_selected,
+            Some(facts) => facts.is_kept(),
             None => self.selection.selects(&[]),
         }
     }

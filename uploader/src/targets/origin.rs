@@ -18,6 +18,11 @@ pub struct CgroupFacts {
 }
 
 impl CgroupFacts {
+    /// Whether something in it is profiled, or may come to be: a rule may still leave it out.
+    pub fn is_kept(&self) -> bool {
+        self.is_selected || self.may_be_selected
+    }
+
     /// The id of the container that this is.
     pub fn container(&self) -> Option<&str> {
         match &self.owner {
