@@ -16,7 +16,7 @@ use crate::{system::publish, wait::wait_for};
 /// The node's name.
 pub const NODE: &str = "node-1";
 
-/// The servers. Pods that a test has made are deleted when it is dropped.
+/// The servers. Pods and containers that a test has made are deleted when it is dropped.
 #[derive(Debug)]
 pub struct Cluster {
     folder: PathBuf,
@@ -97,12 +97,15 @@ impl Cluster {
 
     /// Runs docker with these arguments, and gives what it prints. Panics where it fails.
     pub fn docker(&self, arguments: &[&str]) -> String {
+        self.try_docker(arguments).unwrap_or_else(|error| panic!("docker {arguments:?}: {error}"))
+    }
+
+    fn try_docker(&self, arguments: &[&str]) -> Result<String, String> {
         let socket = format!("unix://{}", self.path("docker.sock").display());
-        let output =
-            Command::new("docker").args(["-H", &socket]).args(arguments).output().expect("docker runs");
+        let output = Command::new("docker").args(["-H", &socket]).args(arguments).output();
+        let output = output.map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        assert!(output.status.success(), "docker {arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
     /// Ends the API server, and keeps it away until [`Cluster::bring_back`].
@@ -135,6 +138,11 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.bring_back();
+        let left = self.try_docker(&["ps", "--all", "--quiet"]).unwrap_or_default();
+        let left: Vec<_> = left.split_whitespace().collect();
+        if !left.is_empty() {
+            let _ = self.try_docker(&[&["rm", "--force"][..], &left].concat());
+        }
         let _ = self.try_kubectl(&["delete", "pods", "--all", "--now", "--wait", "--timeout=60s"], "");
     }
 }
