@@ -9,7 +9,7 @@ use tests::{
     cgroup::{Cgroup, hierarchy},
     process::Running,
     statistics::compare,
-    system::{Options, System, alone, as_user, publish},
+    system::{Options, System, UPLOADER_USER, alone, as_user, publish},
     wait::wait_for,
 };
 use workloads::{CallTree, Start};
@@ -250,7 +250,11 @@ fn what_check_shows_is_what_profiles_have() {
 
     // As a user who may do nothing.
     let mut check = std::process::Command::new("setpriv");
-    check.args(as_user("nobody")).arg(system.place().path("bin/bulkhead-uploader")).arg("check").args(flags);
+    check
+        .args(as_user(UPLOADER_USER))
+        .arg(system.place().path("bin/bulkhead-uploader"))
+        .arg("check")
+        .args(flags);
     let output = check.args(["--kubernetes=false", "--socket-path=none"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{text}\n{:?}", output.stderr);
