@@ -106,6 +106,9 @@ fn curl(socket: &Path, arguments: &[&str], format: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// How often a call is made that is not answered.
+const ATTEMPTS: usize = 10;
+
 /// The status (of gRPC) that a call with an empty message ends with.
 fn call(socket: &Path, method: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
@@ -128,10 +131,13 @@ fn call(socket: &Path, method: &str) -> String {
         &data,
         &url,
     ];
-    curl(socket, &arguments, "");
-    let headers = fs::read_to_string(headers).unwrap_or_default();
-    let status = headers.lines().find_map(|line| line.strip_prefix("grpc-status: "));
-    status.unwrap_or("none").trim().to_owned()
+    // Who refuses answers before it has read the message, and curl at times sees the end of that and not the answer.
+    let answered = (0..ATTEMPTS).find_map(|_| {
+        curl(socket, &arguments, "");
+        let headers = fs::read_to_string(&headers).unwrap_or_default();
+        headers.lines().find_map(|line| Some(line.strip_prefix("grpc-status: ")?.trim().to_owned()))
+    });
+    answered.unwrap_or_else(|| "none".into())
 }
 
 #[test]
