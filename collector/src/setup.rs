@@ -5,7 +5,7 @@ use std::io;
 
 use ipc::{Limitation, Welcome};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use security::{Capability, Supervisor};
+use security::{Capability, SocketError, Supervisor};
 use thiserror::Error;
 use tokio_seqpacket::UnixSeqpacketListener;
 
@@ -17,8 +17,7 @@ use crate::{
     profiler::{Parts, Profiler},
     programs::{self, Machine, Programs, ProgramsError},
     serve::{self, Stop, Wake},
-    socket::{self, SocketError},
-    vdso,
+    socket, vdso,
 };
 
 #[derive(Debug, Error)]

@@ -6,13 +6,13 @@
 mod cri;
 mod docker;
 mod flags;
-mod listener;
 mod policy;
 mod serve;
 
 use std::process::ExitCode;
 
 use flags::{Command, Flags};
+use tokio::net::UnixListener;
 
 fn main() -> ExitCode {
     match flags::parse(std::env::args_os().skip(1)) {
@@ -45,7 +45,7 @@ fn run(flags: &Flags) -> Result<(), Box<dyn std::error::Error>> {
     let supervisor = security::Supervisor::of_environment()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = listener::listen(&flags.socket)?;
+        let listener = security::listen_privately(&flags.socket, |path| UnixListener::bind(path))?;
         let (terminate, interrupt) = serve::signals()?;
         // From here on no file can be opened, nor anything but a Unix socket.
         security::allow_only(policy::CALLS)?;

@@ -1,4 +1,4 @@
-//! Mechanism of the wall, for both halves: capabilities, system calls, process attributes, users, the
+//! Mechanism of the wall, for both halves: capabilities, system calls, process attributes, users, sockets, the
 //! supervisor. Which half may keep what is said
 //! by the half itself, in its `policy` module.
 
@@ -9,6 +9,7 @@ mod capabilities;
 mod memory;
 mod process;
 mod seccomp;
+mod socket;
 mod supervisor;
 mod system_calls;
 mod users;
@@ -18,6 +19,7 @@ pub use caps::{Capability, CapsHashSet};
 pub use memory::{give_back_memory, share_one_heap};
 pub use process::{ProcessError, harden};
 pub use seccomp::{Call, Only, PR_GET_AUXV, REFUSED, SeccompError, allow_only};
+pub use socket::{SocketError, listen_privately};
 pub use supervisor::Supervisor;
 pub use system_calls::number as system_call_number;
 pub use users::{UserError, uid_of};

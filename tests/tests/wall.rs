@@ -189,7 +189,7 @@ fn errors_that_a_person_meets_are_one_line() {
     let first = place.collector_with(&CAPABILITIES, &[]);
     wait_for("the first listens", 20, || place.log("collector").contains("listening").then_some(()));
     let (status, log) = failing_collector(&place, &CAPABILITIES, &[]);
-    assert!(status == 1 && log.contains("another collector listens"), "{status}: {log}");
+    assert!(status == 1 && log.contains("another process listens"), "{status}: {log}");
     drop(first);
 
     let place = Place::new();

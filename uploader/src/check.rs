@@ -5,7 +5,6 @@ use std::{
     fmt::Write as _,
     fs,
     io::{self, Write as _},
-    os::unix::net::UnixStream,
     sync::Arc,
     time::Duration,
 };
@@ -75,11 +74,8 @@ fn discover(flags: &Flags) -> Result<Discovery, AppError> {
                 asking.spawn(kubernetes::run(server, flags.node.clone(), selector, source));
             }
             for socket in flags.names.runtimes() {
-                // One that need not be there is not waited for.
-                if !socket.is_default || UnixStream::connect(&socket.path).is_ok() {
-                    let source = discovery.add_runtime(&socket.path);
-                    asking.spawn(runtimes::run(socket, source));
-                }
+                let source = discovery.add_runtime(&socket.path);
+                asking.spawn(runtimes::run(socket, source));
             }
             let settled = async {
                 while discovery.is_waiting() {

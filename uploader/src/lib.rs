@@ -7,6 +7,7 @@ compile_error!("no-landlock is for script/test-layers: what is built for use has
 
 pub mod app;
 mod backoff;
+mod causes;
 pub mod check;
 pub mod collector_client;
 pub mod config;

@@ -86,10 +86,11 @@ async fn end(shared: &Arc<Shared>, length: Duration, finished: &mpsc::Sender<Win
 async fn finish(shared: &Arc<Shared>, mut windows: mpsc::Receiver<Window>, sinks: Sinks) {
     while let Some(window) = windows.recv().await {
         let begun = Instant::now();
-        let names = resolve::names(shared, &window.stacks).await;
-        // The next one is to be finished before the one after it.
-        let limit = shared.discovery.longest_settle().saturating_sub(begun.elapsed());
-        shared.discovery.settle(window.origins.keys().map(Arc::as_ref), limit).await;
+        let limit = shared.discovery.longest_settle();
+        let (names, ()) = tokio::join!(
+            resolve::names(shared, &window.stacks),
+            shared.discovery.settle(window.origins.keys().map(Arc::as_ref), limit)
+        );
         let (number, maker, discovery) =
             (window.number, shared.state().maker(), Arc::clone(&shared.discovery));
         let sinks = sinks.clone();

@@ -132,7 +132,7 @@ fn call(socket: &Path, method: &str) -> String {
         &data,
         &url,
     ];
-    // Who refuses answers before it has read the message, and curl at times sees the end of that and not the answer.
+    // Now and then curl shows no answer at all, which says nothing of the call.
     let answered = (0..ATTEMPTS).find_map(|_| {
         curl(socket, &arguments, "");
         let headers = fs::read_to_string(&headers).unwrap_or_default();

@@ -80,9 +80,10 @@ impl Discovery {
         self.kubernetes.as_deref()
     }
 
-    /// The container runtimes that are, or were, there.
+    /// The container runtimes that have answered, or should have.
     pub fn runtimes(&self) -> impl Iterator<Item = &Source> {
-        self.runtimes.iter().map(Arc::as_ref).filter(|source| !source.is_absent())
+        let sources = self.runtimes.iter().map(Arc::as_ref);
+        sources.filter(|source| matches!(source.outcome(), Outcome::Following | Outcome::Failing(..)))
     }
 
     fn sources(&self) -> impl Iterator<Item = &Source> {

@@ -20,6 +20,8 @@ const NEWS_EVERY: Duration = Duration::from_mins(1);
 pub enum Outcome {
     /// Nothing was told yet.
     Waiting,
+    /// Whoever was looked for is not there, and need not be.
+    Absent,
     /// All is known, as it is now.
     Following,
     /// It fails since so long.
@@ -58,6 +60,7 @@ struct Inner {
     /// Labels for the rules alone that are those of the whole machine.
     machine: LabelMap,
     is_listed: bool,
+    is_absent: bool,
     failing: Option<Failing>,
     events: u64,
     errors: u64,
@@ -109,20 +112,13 @@ impl Source {
         match (&inner.failing, inner.is_listed) {
             (Some(failing), _) => Outcome::Failing(failing.since.elapsed(), failing.reason.clone()),
             (None, true) => Outcome::Following,
+            (None, false) if inner.is_absent => Outcome::Absent,
             (None, false) => Outcome::Waiting,
         }
     }
 
-    /// Whether it is of no interest: a runtime that was looked for, and never found.
-    pub fn is_absent(&self) -> bool {
-        self.kind == Kind::Runtime && matches!(self.outcome(), Outcome::Waiting)
-    }
-
-    /// How it goes, in words; `None` where it is of no interest.
+    /// How it goes, in words; `None` where it is not there.
     pub fn sentence(&self) -> Option<String> {
-        if self.is_absent() {
-            return None;
-        }
         let outcome = self.outcome();
         let inner = self.lock();
         let sizes = inner.pods.sizes();
@@ -135,6 +131,7 @@ impl Source {
         };
         let address = &self.address;
         Some(match outcome {
+            Outcome::Absent => return None,
             Outcome::Waiting => format!("{who} {address} has not told of this node's {what} yet."),
             Outcome::Following => format!("{who} {address} tells of {here} {what} here."),
             Outcome::Failing(since, reason) => format!(
@@ -210,6 +207,11 @@ impl Source {
         inner.pods.forget_gone(now);
         drop(inner);
         self.changed.notify_waiters();
+    }
+
+    /// It was looked for and is not there, and need not be.
+    pub(super) fn set_absent(&self) {
+        self.lock().is_absent = true;
     }
 
     /// It has said who it is.

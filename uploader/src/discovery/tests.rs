@@ -118,7 +118,9 @@ async fn a_runtime_is_asked_when_somebody_wants_to_know() {
     let mut discovery = Discovery::new(Duration::from_secs(10));
     let source = discovery.add_runtime(Path::new("/run/docker.sock"));
     let discovery = Arc::new(discovery);
-    assert_eq!((discovery.longest_settle(), discovery.sentence()), (Duration::ZERO, None));
+    assert!(discovery.is_waiting() && discovery.longest_settle().is_zero());
+    source.set_absent();
+    assert_eq!((discovery.is_waiting(), discovery.sentence()), (false, None));
     let ids = ["1", "2", "3"].map(|digit| digit.repeat(64));
     let [known, begins, unknown] = &ids;
     let origins = [known, begins, unknown].map(|id| in_cgroup(&format!("/docker/{id}")));

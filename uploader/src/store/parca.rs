@@ -1,6 +1,6 @@
 //! A Parca server, as profiles are sent to it: `parca.profilestore.v1alpha1.ProfileStoreService/WriteRaw`.
 
-use std::{error::Error, fmt::Write as _, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use hyper::Uri;
 use proto::{
@@ -19,6 +19,7 @@ use tonic::{
 
 use super::connection::{ConnectionError, Connections, HttpClient, Transport};
 use crate::{
+    causes::with_causes,
     flags::StoreFlags,
     secret::{Secret, SecretError, SecretFile},
     targets::Labels,
@@ -255,17 +256,7 @@ fn name(code: Code) -> &'static str {
 
 /// What a server or a connection said, with its causes, on one line and not without end.
 fn message(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = status.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{}{cause}", if text.is_empty() { "" } else { ": " });
-        }
-        source = error.source();
-    }
-    let mut text = crate::printable::printable(text.as_bytes());
+    let mut text = with_causes(status.message(), status.source());
     if let Some((cut, _)) = text.char_indices().nth(MAX_MESSAGE) {
         text.truncate(cut);
         text.push_str("...");

@@ -3,7 +3,7 @@
 mod api_server;
 mod facts;
 
-use std::{fmt::Write as _, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 pub use api_server::{ApiServer, ApiServerError};
 
 use super::Source;
-use crate::{backoff::Backoff, printable::printable};
+use crate::{backoff::Backoff, causes::with_causes, printable::printable};
 
 /// Pods that one answer tells of, while all are listed: an answer is held in memory as a whole.
 const PAGE: u32 = 50;
@@ -147,17 +147,7 @@ fn status(error: &watcher::Error) -> Option<&Status> {
     }
 }
 
-/// An error with what caused it, each once.
+/// An error with what caused it.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            // Writing to a string cannot fail.
-            let _ = write!(text, ": {words}");
-        }
-        cause = error.source();
-    }
-    printable(text.as_bytes())
+    with_causes(&error.to_string(), error.source())
 }

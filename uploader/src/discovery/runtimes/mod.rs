@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::{Stream, StreamExt as _};
 use tracing::{debug, info, warn};
 
-use super::{Pod, Source};
+use super::{Outcome, Pod, Source};
 use crate::{backoff::Backoff, printable::printable};
 
 /// Where a runtime is looked for when none is named: the proxy, containerd, that of k3s, CRI-O, Docker, Podman.
@@ -65,8 +65,9 @@ pub async fn run(socket: Socket, source: Arc<Source>) {
             }
             Err(error) => error,
         };
-        if socket.is_default && source.is_absent() {
+        if socket.is_default && matches!(source.outcome(), Outcome::Waiting | Outcome::Absent) {
             debug!("{error}");
+            source.set_absent();
             sleep(LOOK_EVERY).await;
             continue;
         }
