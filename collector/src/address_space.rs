@@ -8,7 +8,11 @@ use std::{
 
 use ipc::ExecutableId;
 
-use crate::{ranges::Range, reused::Reused};
+use crate::{
+    mapping_list::{MAX_IN_EACH, MappingList},
+    ranges::Range,
+    reused::Reused,
+};
 
 /// Most mappings kept for a process: 30 bytes each, and nobody's program has more code mapped than this. (A process
 /// that makes thousands of small regions one after the other has them merged.)
@@ -68,13 +72,13 @@ impl CodeMapping {
 /// one of the two maps something.
 #[derive(Clone, Default)]
 pub(crate) struct AddressSpace {
-    mappings: Rc<Vec<CodeMapping>>,
+    mappings: Rc<MappingList>,
     /// Where just these mappings are shown to the BPF programs.
     shown: Rc<RefCell<Weak<Range>>>,
     reused: Reused,
 }
 
-/// The address space has [`MAX_MAPPINGS`] already.
+/// The address space has [`MAX_MAPPINGS`] already. Or all together have too many: then nothing is known of this one any more.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Full;
 
@@ -137,7 +141,7 @@ impl AddressSpace {
             return Ok(());
         }
         self.shown = Rc::default();
-        let mappings = Rc::make_mut(&mut self.mappings);
+        let mappings = &*self.mappings;
         let first = mappings.partition_point(|mapping| mapping.end <= new.start);
         let after = mappings.partition_point(|mapping| mapping.start < new.end);
         let mut replacement: [Option<CodeMapping>; 3] = [None, Some(new), None];
@@ -155,16 +159,30 @@ impl AddressSpace {
         }
         // `first` can lie behind `after` only if nothing overlaps; then both name the place to insert.
         let range = first..after.max(first);
-        let growth = replacement.iter().flatten().count();
-        if mappings.len() - range.len() + growth > MAX_MAPPINGS {
+        let length = mappings.len() - range.len() + replacement.iter().flatten().count();
+        if length > MAX_MAPPINGS {
             return Err(Full);
         }
-        mappings.splice(range, replacement.into_iter().flatten());
-        let at = mappings.partition_point(|mapping| mapping.start < new.start);
-        merge(mappings, at);
-        if at > 0 {
-            merge(mappings, at - 1);
+        // What is shared is copied.
+        let is_shared = Rc::strong_count(&self.mappings) > 1;
+        let added = if is_shared { length } else { length.saturating_sub(mappings.len()) };
+        if !MappingList::has_room(length, added) {
+            // Of what was there as much stays as a list may have in any case: all of it, if the list is here already.
+            let kept = if is_shared { MAX_IN_EACH } else { mappings.len() };
+            let rest: Vec<_> =
+                mappings[..range.start].iter().chain(&mappings[range.end..]).take(kept).copied().collect();
+            self.mappings = Rc::default();
+            Rc::make_mut(&mut self.mappings).change(|mappings| *mappings = rest);
+            return Err(Full);
         }
+        Rc::make_mut(&mut self.mappings).change(|mappings| {
+            mappings.splice(range, replacement.into_iter().flatten());
+            let at = mappings.partition_point(|mapping| mapping.start < new.start);
+            merge(mappings, at);
+            if at > 0 {
+                merge(mappings, at - 1);
+            }
+        });
         Ok(())
     }
 }
@@ -293,6 +311,38 @@ mod tests {
         // What replaces does not grow.
         assert_eq!(space.map(file(0, 0x1000, 0, 2)), Ok(()));
         assert_eq!(space.find(0).unwrap().code, Code::File(ExecutableId(2)));
+    }
+
+    #[test]
+    fn all_together_have_a_bound() {
+        use crate::mapping_list::MAX_IN_ALL;
+        let mut large = AddressSpace::default();
+        for i in 0..10_000 {
+            large.map(anonymous(i * 0x2000, i * 0x2000 + 0x1000)).unwrap();
+        }
+        let one_more = |space: &mut AddressSpace, i: u64| {
+            space.map(anonymous(0x10_0000_0000 + i * 0x2000, 0x10_0000_0000 + i * 0x2000 + 0x1000))
+        };
+        // Who forks has the same list, until something is mapped.
+        let mut children: Vec<AddressSpace> = (0..100).map(|_| large.clone()).collect();
+        let copied = children.iter_mut().filter_map(|child| one_more(child, 0).ok()).count();
+        assert_eq!(copied, MAX_IN_ALL / 10_001 - 1);
+        let lengths = children.iter().map(|child| child.mappings().len());
+        assert_eq!(lengths.sum::<usize>(), copied * 10_001 + (100 - copied) * MAX_IN_EACH);
+        // The others keep as many as a list has in any case, of which what is replaced is one.
+        let small = &mut children[99];
+        assert_eq!(small.mappings().len(), MAX_IN_EACH);
+        assert_eq!(one_more(small, 0), Err(Full));
+        small.map(file(0, 0x1000, 0, 1)).unwrap();
+        assert_eq!(small.find(0).unwrap().code, Code::File(ExecutableId(1)));
+        // One that is long already does not grow, and what lies elsewhere by now is not taken for what was there.
+        assert_eq!(children[0].map(file(0x2400, 0x2800, 0, 1)), Err(Full));
+        assert!(children[0].find(0x2000).is_none() && children[0].find(0x4000).is_some());
+        // When there is room again, for more.
+        children.truncate(10);
+        let mut child = large.clone();
+        assert_eq!(one_more(&mut child, 0), Ok(()));
+        assert_eq!(child.mappings().len(), 10_001);
     }
 
     #[test]

@@ -28,17 +28,22 @@ const LOOK_AGAIN_AFTER: u64 = 1_000_000_000;
 /// How long after a look that came too late the next one is, in nanoseconds: in a storm of processes that live less
 /// than a millisecond every look comes too late.
 const TRY_AGAIN_AFTER: u64 = 50_000_000;
+/// Beyond so many, only the end of a path is kept: paths have up to 4,096 bytes.
+const WITH_WHOLE_PATHS: usize = 4096;
+/// How much of it, in bytes.
+const END_OF_PATH: usize = 128;
 /// The vdso, which is the same in all processes.
 pub(crate) const VDSO: ExecutableId = ExecutableId(1);
+/// All those for which there was no room.
+const BEYOND: ExecutableId = ExecutableId(2);
 
 /// What is known of executables.
 pub(crate) struct Executables {
     known: HashMap<ExecutableId, Known>,
     by_identity: HashMap<Identity, ExecutableId>,
+    /// Files by the numbers of mapping records: those that could not be opened yet, and those that `fstat` gives the same numbers of. Where
+    /// it does not (btrfs), equal numbers may be different files, and each mapping is looked at.
     by_numbers: HashMap<FileNumbers, Found>,
-    /// Devices of which the record and `fstat` give different numbers (btrfs): there, equal numbers may be different
-    /// files, so that each mapping is looked at.
-    ambiguous: HashSet<(u32, u32)>,
     last: u32,
 }
 
@@ -107,8 +112,7 @@ impl Executables {
             known: HashMap::from([(VDSO, vdso)]),
             by_identity: HashMap::new(),
             by_numbers: HashMap::new(),
-            ambiguous: HashSet::new(),
-            last: VDSO.0,
+            last: BEYOND.0,
         }
     }
 
@@ -120,15 +124,17 @@ impl Executables {
         losses: &mut Losses,
     ) -> (ExecutableId, Option<OwnedFd>) {
         let numbers = mapped.file;
-        let device = (numbers.major, numbers.minor);
         let found = self.by_numbers.get(&numbers).map(|found| (found.id, found.look_again));
         if let Some((id, look_again)) = found
             && now < look_again
-            && !self.ambiguous.contains(&device)
             && self.is_open(id)
         {
             return (id, None);
         }
+        if found.is_none() && self.is_full() {
+            return (self.beyond(losses), None);
+        }
+        let device = (numbers.major, numbers.minor);
         let has_numbers = |identity: &Identity| {
             identity.inode == numbers.inode && device == (major(identity.device), minor(identity.device))
         };
@@ -141,22 +147,25 @@ impl Executables {
         }
         let loss = if matches!(opened, Err(NotOpened::OnFuse)) { Loss::OnFuse } else { Loss::NotOpened };
         if let Ok(opened) = opened {
-            if device != (major(opened.identity.device), minor(opened.identity.device)) {
-                self.ambiguous.insert(device);
-            }
+            // Another file may have been mapped there since. That is this process's affair: for others nothing follows from it.
+            let is_it = has_numbers(&opened.identity);
             let id = match self.by_identity.get(&opened.identity) {
                 Some(id) => *id,
                 // The first look at a file that could not be opened before: it keeps the id that it was told under.
-                None => match found.filter(|(id, _)| !self.is_open(*id)) {
+                None => match found.filter(|(id, _)| is_it && !self.is_open(*id)) {
                     Some((id, _)) => self.identify(id, opened.identity, &mapped.path),
+                    None if self.is_full() => return (self.beyond(losses), None),
                     None => self.add(ExecutableKind::File(opened.identity), &mapped.path, Some(&opened.file)),
                 },
             };
-            self.by_numbers.insert(numbers, Found { id, look_again: now.saturating_add(LOOK_AGAIN_AFTER) });
+            if is_it {
+                let look_again = now.saturating_add(LOOK_AGAIN_AFTER);
+                self.by_numbers.insert(numbers, Found { id, look_again });
+            }
             return (id, Some(opened.file));
         }
         // Gone already. A file of those numbers that was seen before is most likely the same.
-        if let Some((id, _)) = found.filter(|_| !self.ambiguous.contains(&device)) {
+        if let Some((id, _)) = found {
             self.by_numbers.insert(numbers, Found { id, look_again: now.saturating_add(TRY_AGAIN_AFTER) });
             return (id, None);
         }
@@ -164,6 +173,18 @@ impl Executables {
         let id = self.add(ExecutableKind::Unopened, &mapped.path, None);
         self.by_numbers.insert(numbers, Found { id, look_again: 0 });
         (id, None)
+    }
+
+    fn is_full(&self) -> bool {
+        self.known.len() >= MAX_EXECUTABLES
+    }
+
+    /// One id for all that there is no room for.
+    fn beyond(&mut self, losses: &mut Losses) -> ExecutableId {
+        losses.add(Loss::NotOpened, 1);
+        let beyond = || Known { kind: ExecutableKind::Unopened, path: b"[too many files]".to_vec(), told: 0 };
+        self.known.entry(BEYOND).or_insert_with(beyond);
+        BEYOND
     }
 
     fn is_open(&self, id: ExecutableId) -> bool {
@@ -178,10 +199,12 @@ impl Executables {
     }
 
     fn add(&mut self, kind: ExecutableKind, path: &[u8], file: Option<&OwnedFd>) -> ExecutableId {
-        self.last = self.last.wrapping_add(1).max(VDSO.0 + 1);
+        self.last = self.last.wrapping_add(1).max(BEYOND.0 + 1);
         let id = ExecutableId(self.last);
         let is_unlinked = file.and_then(|file| fstat(file).ok()).is_some_and(|stat| stat.st_nlink == 0);
         let path = if is_unlinked { without_deleted(path) } else { path };
+        let is_whole = self.known.len() < WITH_WHOLE_PATHS;
+        let path = if is_whole { path } else { &path[path.len().saturating_sub(END_OF_PATH)..] };
         if let ExecutableKind::File(identity) = kind {
             self.by_identity.insert(identity, id);
         }
@@ -280,6 +303,59 @@ mod tests {
             // It is told again, with what is known now.
             assert!(matches!(executables.tell(id, 1).unwrap().kind, ExecutableKind::File(_)));
         }
+    }
+
+    /// A process that maps a library and at once something else in its place: that is not what others have mapped.
+    #[test]
+    fn what_lies_there_by_now_is_not_taken_for_what_was_mapped() {
+        let mut executables = Executables::new();
+        let mut losses = Losses::new();
+        if !may_open() {
+            return;
+        }
+        let (own_id, _) = executables.of(&own(), 0, &mut losses);
+        // Its numbers are of a file that was not seen yet, of one that could not be opened, and of one that was.
+        let other = FileNumbers { inode: own().file.inode + 1, ..own().file };
+        let gone = Mapped { pid: u32::MAX, file: other, path: b"/lib".to_vec(), ..own() };
+        let swapped = Mapped { file: other, ..own() };
+        assert!(matches!(executables.of(&swapped, 1, &mut losses), (id, Some(_)) if id == own_id));
+        let (other_id, _) = executables.of(&gone, 2, &mut losses);
+        assert_ne!(other_id, own_id);
+        executables.of(&swapped, 3, &mut losses);
+        assert_eq!(executables.of(&gone, 4, &mut losses).0, other_id);
+        assert_eq!(executables.tell(other_id, 1).unwrap().kind, ExecutableKind::Unopened);
+        let elsewhere = FileNumbers { minor: own().file.minor + 1, ..own().file };
+        executables.of(&Mapped { file: elsewhere, ..own() }, 5, &mut losses);
+        // The device is not given up for that.
+        assert!(matches!(executables.of(&own(), 6, &mut losses), (id, None) if id == own_id));
+    }
+
+    #[test]
+    fn there_is_a_bound() {
+        let mut executables = Executables::new();
+        let mut losses = Losses::new();
+        let path = vec![b'a'; 4000];
+        while executables.len() < MAX_EXECUTABLES {
+            executables.add(ExecutableKind::Unopened, &path, None);
+        }
+        let bytes: usize = executables.known.values().map(|known| known.path.len()).sum();
+        assert!(bytes < 25 << 20, "{bytes}");
+        let gone = |inode| Mapped {
+            pid: u32::MAX,
+            file: FileNumbers { major: 1, minor: 1, inode, generation: 0 },
+            ..own()
+        };
+        let ids = [1, 2].map(|inode| executables.of(&gone(inode), 0, &mut losses).0);
+        assert_eq!(ids, [BEYOND; 2]);
+        // A file in the place of one that is known already is no way round it.
+        let other = FileNumbers { inode: own().file.inode + 1, ..own().file };
+        executables.by_numbers.insert(other, Found { id: VDSO, look_again: 0 });
+        if may_open() {
+            assert_eq!(executables.of(&Mapped { file: other, ..own() }, 1, &mut losses).0, BEYOND);
+        }
+        assert!(executables.tell(BEYOND, 1).is_some() && executables.len() == MAX_EXECUTABLES + 1);
+        executables.retain(&HashSet::new());
+        assert_ne!(executables.of(&gone(1), 0, &mut losses).0, BEYOND);
     }
 
     #[test]

@@ -7,10 +7,10 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, open, openat, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, open, openat, statx};
 use thiserror::Error;
 
-use crate::procfs;
+use crate::{patience, proc_text::type_of_mount, procfs};
 
 /// Flags that find a file, and do nothing else with it.
 pub(crate) const FIND: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
@@ -24,6 +24,15 @@ pub(crate) enum NotOpened {
     /// A device, a pipe, a folder.
     #[error("not a regular file")]
     NotRegular,
+    /// What the kernel says of processes, their memory among it: never a file that somebody has made.
+    #[error("it lies on procfs")]
+    OnProcfs,
+    /// Its process has more mounts than are looked through, so that it cannot be told.
+    #[error("its process has too many mounts to find its file system among them")]
+    TooManyMounts,
+    /// It is not the folder's own file.
+    #[error("something is mounted in its place")]
+    Mounted,
     /// It is not there, or may not be opened.
     #[error(transparent)]
     Failed(#[from] io::Error),
@@ -35,14 +44,26 @@ impl From<rustix::io::Errno> for NotOpened {
     }
 }
 
-/// Opens the file that a path leads to, if it is a regular one that opens at once. `pid`: a process that has it mapped.
-pub(crate) fn open_path(path: &str, pid: u32) -> Result<OwnedFd, NotOpened> {
-    open_found(&open(path, FIND, Mode::empty())?, pid)
+/// Finds what a path leads to.
+pub(crate) fn find(path: &str) -> io::Result<OwnedFd> {
+    Ok(open(path, FIND, Mode::empty())?)
 }
 
-/// Opens a file of a folder, no link. `pid`: the process whose folder it is.
+/// Opens the file that a path leads to, if it is a regular one that opens at once. `pid`: a process that has it mapped.
+pub(crate) fn open_path(path: &str, pid: u32) -> Result<OwnedFd, NotOpened> {
+    open_found(&find(path)?, pid)
+}
+
+/// Opens a file of a folder, no link, and nothing that is mounted there: who has a mount namespace of their own (any user who may make
+/// a user namespace) can mount files in it that they could not open. `pid`: the process whose folder it is.
 pub(crate) fn open_in(folder: &OwnedFd, name: &str, pid: u32) -> Result<OwnedFd, NotOpened> {
-    open_found(&find_in(folder, name, OFlags::empty(), pid)?, pid)
+    let found = find_in(folder, name, OFlags::empty(), pid)?;
+    // Both are held, so neither number can be of another mount by now. Linux says it since 5.8; who does not say it is not believed.
+    let mounts = (mount_of(folder)?, mount_of(&found)?);
+    if mounts.0.is_none() || mounts.0 != mounts.1 {
+        return Err(NotOpened::Mounted);
+    }
+    open_found(&found, pid)
 }
 
 /// Finds a folder of a folder, no link.
@@ -57,19 +78,14 @@ fn find_in(
     pid: u32,
 ) -> Result<OwnedFd, NotOpened> {
     // Looking into it is a question to the file system already.
-    if is_on_fuse(folder, pid)?.1 {
-        return Err(NotOpened::OnFuse);
-    }
+    look_at(folder, pid)?;
     Ok(openat(folder, name, FIND | OFlags::NOFOLLOW | flags, Mode::empty())?)
 }
 
-fn open_found(found: &OwnedFd, pid: u32) -> Result<OwnedFd, NotOpened> {
-    let (kind, is_on_fuse) = is_on_fuse(found, pid)?;
-    if kind != FileType::RegularFile {
+/// Opens what was found, if it is a regular file that opens at once. `pid`: a process that has it mapped.
+pub(crate) fn open_found(found: &OwnedFd, pid: u32) -> Result<OwnedFd, NotOpened> {
+    if look_at(found, pid)? != FileType::RegularFile {
         return Err(NotOpened::NotRegular);
-    }
-    if is_on_fuse {
-        return Err(NotOpened::OnFuse);
     }
     // The file itself, whatever its name leads to by now. Never waits for a lease that another process holds.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -77,33 +93,48 @@ fn open_found(found: &OwnedFd, pid: u32) -> Result<OwnedFd, NotOpened> {
     Ok(openat(CWD, path, flags, Mode::empty())?)
 }
 
-/// What kind of file it is, and whether a process answers for its file system. A file system that the process has taken out of its
-/// mounts is not found there, and passes for one of the kernel's: where the fence is up, it knows better.
-fn is_on_fuse(found: &OwnedFd, pid: u32) -> Result<(FileType, bool), NotOpened> {
-    // What the kernel knows by itself: no question to the file system.
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let status = statx(found, "", flags, StatxFlags::TYPE)?;
-    let kind = FileType::from_raw_mode(status.stx_mode.into());
-    // FUSE has no device of its own, as other file systems without one.
-    let is_on_fuse = status.stx_dev_major == 0
-        && procfs::mountinfo(pid).is_ok_and(|mounts| is_fuse(mounts, 0, status.stx_dev_minor));
-    Ok((kind, is_on_fuse))
+/// What the kernel knows by itself: no question to the file system.
+fn status(found: &OwnedFd, what: StatxFlags) -> Result<Statx, NotOpened> {
+    Ok(statx(found, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, what)?)
 }
 
-/// Whether a device is one of FUSE's, by `proc_pid_mountinfo(5)`: `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS TAGS... - TYPE SOURCE ...`.
-/// (virtiofs is not: there, the host of a virtual machine answers.)
-fn is_fuse(mounts: impl BufRead, major: u32, minor: u32) -> bool {
-    let device = format!("{major}:{minor}");
-    for line in mounts.split(b'\n').map_while(Result::ok) {
-        let mut fields = line.split(|byte| *byte == b' ');
-        if fields.nth(2) != Some(device.as_bytes()) {
-            continue;
-        }
-        let kind = fields.skip_while(|field| *field != b"-").nth(1).unwrap_or_default();
-        // One device is of one type, however often it is mounted.
-        return kind == b"fuse" || kind.starts_with(b"fuse.");
+/// The number of the mount that a file was found on, if the kernel says it.
+fn mount_of(found: &OwnedFd) -> Result<Option<u64>, NotOpened> {
+    let status = status(found, StatxFlags::MNT_ID)?;
+    Ok((status.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(status.stx_mnt_id))
+}
+
+/// What kind of file it is, if it is on no file system whose files are not opened. One that the process has taken out of its
+/// mounts is not found there, and passes for one of the others: where the fence is up, it knows better.
+fn look_at(found: &OwnedFd, pid: u32) -> Result<FileType, NotOpened> {
+    let status = status(found, StatxFlags::TYPE)?;
+    let kind = FileType::from_raw_mode(status.stx_mode.into());
+    // Neither has a device of its own, as other file systems without one.
+    if status.stx_dev_major == 0 {
+        // Who has a user namespace can have mounts by the ten thousand.
+        patience::look(pid, || match procfs::mountinfo(pid) {
+            Ok(mounts) => Ok(refuse(mounts, 0, status.stx_dev_minor)),
+            Err(_) => Ok(Ok(())),
+        })??;
     }
-    false
+    Ok(kind)
+}
+
+/// Whether a device is one of FUSE's or of procfs. (virtiofs is not: there, the host of a virtual machine answers.)
+fn refuse(mounts: impl BufRead, major: u32, minor: u32) -> Result<(), NotOpened> {
+    let device = format!("{major}:{minor}");
+    let mut length = 0;
+    for line in mounts.split(b'\n').map_while(Result::ok) {
+        length += line.len() as u64 + 1;
+        match type_of_mount(&line, device.as_bytes()) {
+            Some(b"proc") => return Err(NotOpened::OnProcfs),
+            Some(kind) if kind == b"fuse" || kind.starts_with(b"fuse.") => return Err(NotOpened::OnFuse),
+            Some(_) => return Ok(()),
+            None => {}
+        }
+    }
+    // What comes behind that was not read.
+    if length >= procfs::MAX_MOUNTINFO { Err(NotOpened::TooManyMounts) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -116,18 +147,35 @@ mod tests {
             40 22 0:35 / /mnt/a\\040- rw,nosuid shared:2 master:3 - fuse.sshfs a:b rw,user_id=0\n\
             41 22 0:36 / /mnt/fuse rw - overlay fuse rw\n\
             42 22 0:37 / /mnt/c rw - fuse x rw\n43 22 0:38 / /mnt/d rw - virtiofs x rw\nbroken\n\n44 22 0:39 / / rw -";
-        for (minor, expected) in [(35, true), (36, false), (37, true), (38, false), (39, false), (3, false)] {
-            assert_eq!(is_fuse(&mounts[..], 0, minor), expected, "{minor}");
+        let mounts = [mounts, &b"\n45 22 0:40 / /mnt/proc rw - proc proc rw"[..]].concat();
+        for (minor, expected) in
+            [(35, "FUSE"), (36, ""), (37, "FUSE"), (38, ""), (39, ""), (3, ""), (40, "procfs")]
+        {
+            let refused = refuse(&mounts[..], 0, minor).map_err(|error| error.to_string());
+            match refused {
+                Ok(()) => assert_eq!(expected, "", "{minor}"),
+                Err(error) => assert!(!expected.is_empty() && error.contains(expected), "{minor}: {error}"),
+            }
         }
+    }
+
+    #[test]
+    fn a_mount_behind_very_many_is_not_overlooked() {
+        let line = b"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n";
+        let many = line.repeat(usize::try_from(procfs::MAX_MOUNTINFO).unwrap() / line.len() + 1);
+        let read = io::Read::take(&many[..], procfs::MAX_MOUNTINFO);
+        assert!(matches!(refuse(read, 0, 40), Err(NotOpened::TooManyMounts)));
+        assert!(refuse(&many[..many.len() / 2], 0, 40).is_ok());
     }
 
     #[test]
     fn a_regular_file_opens_and_nothing_else() {
         let pid = std::process::id();
         assert!(open_path("/proc/self/exe", pid).is_ok());
-        for path in ["/dev/zero", "/proc/self", "/proc/self/fd/0"] {
+        for path in ["/dev/zero", "/tmp", "/proc/self/fd/0"] {
             assert!(matches!(open_path(path, pid), Err(NotOpened::NotRegular)), "{path}");
         }
+        assert!(matches!(open_path("/proc/self/environ", pid), Err(NotOpened::OnProcfs)));
         assert!(matches!(open_path("/nowhere", pid), Err(NotOpened::Failed(_))));
     }
 }

@@ -7,6 +7,7 @@ use records::Loss;
 
 use crate::{
     counters::Losses,
+    logger,
     session::{Session, SessionError},
 };
 
@@ -40,7 +41,7 @@ impl Link {
     pub(crate) fn end(&mut self, reason: &SessionError, losses: &mut Losses) {
         if let Some(session) = self.session.take() {
             losses.add(Loss::NoUploader, session.unsent_samples());
-            log::info!("the uploader is gone: {reason}");
+            logger::sparingly(log::Level::Info, format_args!("the uploader is gone: {reason}"));
         }
     }
 
@@ -60,6 +61,11 @@ impl Link {
         {
             self.end(&error, losses);
         }
+    }
+
+    /// Whether there is an uploader, and room for what it need not know yet.
+    pub(crate) fn has_room_to_spare(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::has_room_to_spare)
     }
 
     /// Passes a sample on, or counts it as lost.

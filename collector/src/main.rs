@@ -1,8 +1,16 @@
 //! The privileged half of Bulkhead: loads BPF programs, samples stacks, reads `/proc`, and passes raw samples through
 //! a Unix socket. Nothing else: no network, no ELF of a profiled process, no names, no policy.
 
-#[cfg(all(feature = "no-peer-check", not(debug_assertions)))]
-compile_error!("no-peer-check is for script/test-layers: what is built for use has the whole wall");
+#[cfg(all(
+    any(
+        feature = "no-peer-check",
+        feature = "no-fence",
+        feature = "no-frame-check",
+        feature = "no-queue-bounds"
+    ),
+    not(debug_assertions)
+))]
+compile_error!("these features are for script/test-layers: what is built for use has the whole wall");
 
 mod address_space;
 mod cgroups;
@@ -17,14 +25,18 @@ mod layout;
 mod link;
 mod logger;
 mod mapped_code;
+mod mapping_list;
+mod patience;
 mod perf_map;
 mod policy;
+mod proc_text;
 mod processes;
 mod procfs;
 mod profiler;
 mod programs;
 mod ranges;
 mod registry;
+mod rescan;
 mod reused;
 mod rule_store;
 mod samples;

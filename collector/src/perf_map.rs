@@ -9,18 +9,23 @@ use std::{
 
 use rustix::fs::{Mode, OFlags, fstat, open, readlinkat};
 
-use crate::found::{FIND, NotOpened, folder_in, open_in};
+use crate::{
+    found::{FIND, NotOpened, folder_in, open_in},
+    procfs,
+};
 
 /// Opens `/tmp/perf-PID.map` as the process itself would: under its own root, with the pid that it has in its own pid
-/// namespace. Only a regular file that belongs to the process's own user or to root.
+/// namespace. Only a regular file of its folder that belongs to the user whose rights the process has: what the process could not read
+/// itself is not to be had through its perf map.
 pub(crate) fn open_of(pid: u32) -> Result<OwnedFd, NotOpened> {
     // The one link that is followed: the kernel's own.
     let root = open(format!("/proc/{pid}/root"), FIND | OFlags::DIRECTORY, Mode::empty())?;
-    let process = Status::of(pid)?;
+    let process = procfs::status(pid)?;
     let folder = folder_of(&root, pid)?;
-    let file = open_in(&folder, &format!("perf-{}.map", process.innermost_pid), pid)?;
+    let innermost_pid = process.innermost_pid.unwrap_or(pid);
+    let file = open_in(&folder, &format!("perf-{innermost_pid}.map"), pid)?;
     let owner = fstat(&file)?.st_uid;
-    if owner != process.effective_uid && owner != 0 {
+    if owner != process.effective_uid {
         return Err(io::Error::other("it belongs to another user").into());
     }
     Ok(file)
@@ -48,33 +53,14 @@ fn folder_of(root: &OwnedFd, pid: u32) -> Result<OwnedFd, NotOpened> {
     folder.ok_or_else(|| io::Error::other("/tmp is a link to the root").into())
 }
 
-/// What `/proc/PID/status` says (`proc_pid_status(5)`).
-struct Status {
-    /// The last number of `NSpid`.
-    innermost_pid: u32,
-    /// The second number of `Uid`.
-    effective_uid: u32,
-}
-
-impl Status {
-    fn of(pid: u32) -> io::Result<Self> {
-        let text = std::fs::read(format!("/proc/{pid}/status"))?;
-        let text = String::from_utf8_lossy(&text);
-        let numbers = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            Some(line.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect::<Vec<u32>>())
-        };
-        let innermost_pid = numbers("NSpid:").and_then(|pids| pids.last().copied()).unwrap_or(pid);
-        let effective_uid = numbers("Uid:").and_then(|uids| uids.get(1).copied());
-        effective_uid
-            .map(|effective_uid| Status { innermost_pid, effective_uid })
-            .ok_or_else(|| io::Error::other("its status names no user"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::{
+        fs,
+        io::Read as _,
+        os::unix::fs::{chown, symlink},
+        process::{Child, Command, Stdio},
+    };
 
     use rustix::fs::{CWD, FileType};
 
@@ -127,5 +113,59 @@ mod tests {
         assert!(open_of(pid).is_err());
         fs::remove_dir(&path).unwrap();
         assert!(open_of(u32::MAX).is_err());
+    }
+
+    /// A process that is there until it is waited for: a shell, behind these words, that has run a script.
+    fn started(before: &[&str], script: &str) -> Child {
+        let mut child = Command::new(before[0])
+            .args(&before[1..])
+            .args(["sh", "-c", &format!("{script} && echo && read -r end")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        child
+    }
+
+    /// As root: nobody else may give files away.
+    #[test]
+    fn a_file_of_another_user_is_not_opened() {
+        for (user, other) in [(0, 65_534), (65_534, 0), (65_534, 65_533)] {
+            let user_flag = format!("--reuid={user}");
+            let mut process = started(&["setpriv", &user_flag, "--clear-groups"], "true");
+            let path = format!("/tmp/perf-{}.map", process.id());
+            fs::write(&path, "1000 10 f\n").unwrap();
+            chown(&path, Some(user), None).unwrap();
+            let own = open_of(process.id());
+            chown(&path, Some(other), None).unwrap();
+            let foreign = open_of(process.id());
+            fs::remove_file(&path).unwrap();
+            process.wait().unwrap();
+            assert!(own.is_ok(), "{user}: {own:?}");
+            assert!(foreign.is_err(), "a file of {other} for a process of {user}");
+        }
+    }
+
+    /// As root. Who has a mount namespace may put any file in a perf map's place, of whichever owner and file system.
+    #[test]
+    fn what_is_mounted_in_its_place_is_not_opened() {
+        let cases = [
+            (": >/tmp/perf-$$.map", true),
+            (": >/tmp/perf-$$.map; mount --bind /etc/shadow /tmp/perf-$$.map", false),
+            (": >/tmp/perf-$$.map; mount --bind /proc/1/environ /tmp/perf-$$.map", false),
+            (": >/tmp/perf-$$.map; mount --bind /proc/$$/mem /tmp/perf-$$.map", false),
+            (": >/tmp/other; : >/tmp/perf-$$.map; mount --bind /tmp/other /tmp/perf-$$.map", false),
+            // The same file once more is still a mount.
+            (": >/tmp/perf-$$.map; mount --bind /tmp/perf-$$.map /tmp/perf-$$.map", false),
+        ];
+        for (script, is_opened) in cases {
+            // A temporary folder that is a mount of its own, as on many hosts.
+            let script = format!("mount -t tmpfs tmpfs /tmp && {{ {script}; }}");
+            let mut process = started(&["unshare", "--mount"], &script);
+            let opened = open_of(process.id());
+            process.wait().unwrap();
+            assert_eq!(opened.is_ok(), is_opened, "{script}: {opened:?}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What the collector may do, as data, a reason for each line.
 
-use security::{Call, Capability, Only, PR_GET_AUXV};
+use security::{Call, Capability, Only};
 
 /// What must be there at the start, and what for.
 pub(crate) const NEEDED_AT_START: [(Capability, &str); 2] = [
@@ -79,7 +79,6 @@ pub(crate) const CALLS: &[Call] = &[
     Call::new("madvise", &[], "memory given back"),
     Call::new("brk", &[], "the allocator"),
     Call::new("getrandom", &[], "seeds of hash maps"),
-    Call::new("prctl", &[Only::OneOf(0, &[PR_GET_AUXV])], "what the kernel told the process at its start"),
     // The end.
     Call::new("exit_group", &[], "the end"),
     Call::new("sigaltstack", &[], "the end of a thread"),

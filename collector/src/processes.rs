@@ -14,7 +14,11 @@ pub(crate) struct Process {
     pub(crate) id: ProcessId,
     /// Command name of the process (of its main thread).
     pub(crate) comm: Vec<u8>,
+    /// Whether the session was told of another name.
+    pub(crate) renamed: bool,
     pub(crate) space: AddressSpace,
+    /// When the BPF programs were last shown it (nanoseconds).
+    pub(crate) shown: u64,
     /// Threads that run. When the last one ends, so does the process: the main thread may end before others.
     pub(crate) threads: u32,
     /// Records older than this are in the number of threads already (nanoseconds).
@@ -74,6 +78,8 @@ impl Processes {
             start_time: new.start_time,
             cgroup_key: None,
             cgroup: new.cgroup,
+            renamed: false,
+            shown: 0,
             told: 0,
             told_anonymous: 0,
         };

@@ -4,12 +4,15 @@
 //! Samples and records go through one line, sorted by time, so a sample meets the mappings of its own moment: those
 //! before an exec the old program's, those after it the new one's.
 
-use std::os::fd::OwnedFd;
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
 
 use ipc::{
-    Anonymous, CgroupId, Counters, Executable, ExecutableId, ExecutableKind, FromCollector, FromUploader,
-    KernelFrame, KernelSymbols, NotReopened, Process as ProcessMessage, ProcessId, Sample, SkipCounters,
-    UserFrame, Welcome,
+    Anonymous, CgroupId, Comm, Counters, Executable, ExecutableId, ExecutableKind, FromCollector,
+    FromUploader, KernelFrame, KernelSymbols, NotReopened, Process as ProcessMessage, ProcessId, Sample,
+    SkipCounters, UserFrame, Welcome,
 };
 use records::{End, Loss};
 
@@ -19,7 +22,7 @@ use crate::{
     kernel_events::{KernelEvent, KernelEvents},
     kernel_symbols::KernelText,
     link::Link,
-    perf_map,
+    logger, perf_map,
     processes::NewProcess,
     programs::{Programs, Shared},
     registry::Registry,
@@ -34,14 +37,17 @@ use crate::{
 
 /// What is younger than this (nanoseconds) waits for the next round: another CPU may be about to write something older.
 const SETTLING: u64 = 1_000_000;
+/// How long records are applied in one round. A record takes some microseconds, and many times that where a process makes it dear.
+const LONGEST_APPLYING: Duration = Duration::from_millis(100);
+/// A process that changes again and again is shown to the BPF programs anew after so long (nanoseconds) for each of its mappings: all of them
+/// are written each time.
+const PAUSE_FOR_MAPPING: u64 = 40_000;
 /// How long a process is known after its end (nanoseconds): its last samples come from the kernel's own clean-up.
 /// So do those that wait for unwind rows.
 const LINGERING: u64 = 500_000_000 + waiting::WAIT_FOR;
 /// Most samples taken in one round.
 const MOST_SAMPLES: usize = 16 * 1024;
 const SECOND: u64 = 1_000_000_000;
-/// How often `/proc` is read again at most, after records were lost.
-const SCAN_EVERY: u64 = 5 * SECOND;
 const LOOK_FOR_GONE_EVERY: u64 = 30 * SECOND;
 /// How often the kernel's symbols are read again at most, when code shows up that is in none.
 const READ_SYMBOLS_EVERY: u64 = 60 * SECOND;
@@ -64,6 +70,8 @@ pub(crate) struct Profiler {
     /// What waits for its turn, sorted by time.
     events: Vec<KernelEvent>,
     samples: Vec<RawSample>,
+    /// Records were left for the next round, which takes no others: the rings are where they wait, and are lost if there is no room.
+    is_behind: bool,
     waiting: Waiting,
     clock_ticks: u64,
     applied_events: u64,
@@ -78,7 +86,6 @@ pub(crate) struct Profiler {
 #[derive(Default)]
 struct Times {
     tick: u64,
-    scan: u64,
     look_for_gone: u64,
     read_symbols: u64,
 }
@@ -113,13 +120,14 @@ impl Profiler {
             welcome: parts.welcome,
             events: Vec::new(),
             samples: Vec::new(),
+            is_behind: false,
             waiting: Waiting::default(),
             clock_ticks: rustix::param::clock_ticks_per_second(),
             applied_events: 0,
             not_ended_so: vec![0; End::ALL.len() + 1],
             ended_so: vec![0; End::ALL.len() + 1],
             unknown_kernel_code: false,
-            last: Times { tick: now, scan: now, look_for_gone: now, read_symbols: now },
+            last: Times { tick: now, look_for_gone: now, read_symbols: now },
         };
         profiler.registry.scan(now, &mut profiler.link)?;
         profiler.show(now);
@@ -134,7 +142,10 @@ impl Profiler {
 
     /// One round. Returns whether something waits for the next one already. `now`: nanoseconds, `CLOCK_MONOTONIC`.
     pub(crate) fn round(&mut self, now: u64) -> bool {
-        self.take();
+        let begun = Instant::now();
+        if !self.is_behind {
+            self.take();
+        }
         let settled = now.saturating_sub(SETTLING);
         let due_events = self.events.partition_point(|event| event.timestamp <= settled);
         let due_samples = self.samples.partition_point(|sample| sample.timestamp <= settled);
@@ -142,16 +153,27 @@ impl Profiler {
         let mut events = std::mem::take(&mut self.events);
         let mut samples = std::mem::take(&mut self.samples);
         let mut due = samples.drain(..due_samples).peekable();
-        for event in events.drain(..due_events) {
+        let mut due_events = events.drain(..due_events);
+        for event in due_events.by_ref() {
             while let Some(sample) = due.next_if(|sample| sample.timestamp < event.timestamp) {
                 self.sample(sample, now);
             }
             self.applied_events += 1;
             self.registry.apply(event, now, &mut self.link);
+            if begun.elapsed() > LONGEST_APPLYING {
+                break;
+            }
         }
-        for sample in due {
-            self.sample(sample, now);
-        }
+        let later_events: Vec<KernelEvent> = due_events.collect();
+        self.is_behind = !later_events.is_empty();
+        let later_samples: Vec<RawSample> = if self.is_behind {
+            due.collect()
+        } else {
+            due.for_each(|sample| self.sample(sample, now));
+            Vec::new()
+        };
+        events.splice(..0, later_events);
+        samples.splice(..0, later_samples);
         self.events = events;
         self.samples = samples;
         for sample in self.waiting.take(now, |executable| self.tables.awaits(executable)) {
@@ -161,7 +183,14 @@ impl Profiler {
         self.link.flush(&mut self.registry.losses);
         self.registry.forget_ended(settled.saturating_sub(LINGERING), &mut self.link);
         self.housekeeping(now);
-        !self.events.is_empty()
+        let is_scanning = self.registry.read_again(now, &mut self.link).unwrap_or_else(|error| {
+            logger::sparingly(
+                log::Level::Warn,
+                format_args!("cannot read /proc again after records were lost: {error}"),
+            );
+            false
+        });
+        is_scanning || !self.events.is_empty()
     }
 
     /// Shows the BPF programs what has changed, and asks for the rows of what is new.
@@ -170,9 +199,16 @@ impl Profiler {
         // Several changes of one process are one.
         registry.changed.sort_unstable();
         registry.changed.dedup();
+        let mut later = Vec::new();
         for pid in registry.changed.drain(..) {
             match registry.processes.get_mut(pid) {
                 Some(process) if process.threads > 0 => {
+                    let pause = PAUSE_FOR_MAPPING.saturating_mul(process.space.mappings().len() as u64);
+                    if now.saturating_sub(process.shown) < pause {
+                        later.push(pid);
+                        continue;
+                    }
+                    process.shown = now;
                     spaces.show(pid, process.id.0, &process.space, tables, now);
                     // Not the time at which the round began: the programs may have looked meanwhile.
                     process.space.shown_at(serve::now());
@@ -180,6 +216,7 @@ impl Profiler {
                 _ => spaces.hide(pid, now),
             }
         }
+        registry.changed = later;
         for executable in registry.passed.drain(..) {
             // Before a sample needs them, as long as they take no room from what is sampled.
             if let Some(session) = link.session()
@@ -219,12 +256,6 @@ impl Profiler {
             if self.link.session().is_some() {
                 let counters = FromCollector::Counters(self.counters());
                 self.link.tell(&counters, None, &mut self.registry.losses);
-            }
-        }
-        if self.registry.incomplete && now.saturating_sub(self.last.scan) >= SCAN_EVERY {
-            self.last.scan = now;
-            if let Err(error) = self.registry.scan(now, &mut self.link) {
-                log::warn!("cannot read /proc again after records were lost: {error}");
             }
         }
         if now.saturating_sub(self.last.look_for_gone) >= LOOK_FOR_GONE_EVERY {
@@ -383,7 +414,7 @@ impl Profiler {
             registry.insert(raw.pid, new, link);
         }
         if raw.pid == raw.tid {
-            registry.rename(raw.pid, raw.comm.clone(), link);
+            registry.rename(raw.pid, raw.comm.clone());
         }
         let process = registry.processes.get_mut(raw.pid)?;
         process.start_time = Some(start_time);
@@ -395,9 +426,11 @@ impl Profiler {
         // What is skipped is looked at again with each sample that comes through: see `skipped`.
         if process.cgroup_key != Some(raw.cgroup) || !is_good {
             process.cgroup_key = Some(raw.cgroup);
-            if let Some(cgroup) = registry.cgroups.of(raw.cgroup, raw.pid, start_time, now) {
+            if let Some(cgroup) = registry.cgroups.of(raw.cgroup, raw.pid, start_time, raw.timestamp, now) {
                 process.cgroup = Some(cgroup);
             }
+        } else if let Some(id) = process.cgroup {
+            registry.cgroups.confirm(raw.cgroup, id, raw.timestamp);
         }
         if let Some(id) = process.cgroup.filter(|id| registry.cgroups.is_refused(*id, session)) {
             skips.in_collector += 1;
@@ -421,7 +454,11 @@ impl Profiler {
                 cgroup: process.cgroup,
             };
             link.tell(&FromCollector::Process(message), None, &mut registry.losses);
+        } else if process.renamed {
+            let message = Comm { process: process.id, comm: process.comm.clone() };
+            link.tell(&FromCollector::Comm(message), None, &mut registry.losses);
         }
+        process.renamed = false;
         Some(process.id)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, io, os::fd::OwnedFd, time::Instant};
 
-use ipc::{Comm, ExecutableId, FromCollector, ProcessId};
+use ipc::{ExecutableId, FromCollector, ProcessId};
 use records::Loss;
 
 use crate::{
@@ -14,6 +14,8 @@ use crate::{
     link::Link,
     processes::{NewProcess, Process, Processes},
     procfs,
+    rescan::Rescan,
+    serve,
 };
 
 /// Processes a second that are looked up in `/proc` because a record about them is missing.
@@ -28,7 +30,8 @@ pub(crate) struct Registry {
     pub(crate) cgroups: Cgroups,
     pub(crate) losses: Losses,
     /// Records were lost, so that `/proc` must be read again.
-    pub(crate) incomplete: bool,
+    incomplete: bool,
+    rescan: Rescan,
     look_ups: u32,
     /// When so many executables are known, those that nobody has mapped are forgotten.
     forget_above: usize,
@@ -48,6 +51,7 @@ impl Registry {
             cgroups: Cgroups::default(),
             losses: Losses::new(),
             incomplete: false,
+            rescan: Rescan::default(),
             look_ups: 0,
             forget_above: KEPT_EXECUTABLES,
             changed: Vec::new(),
@@ -56,15 +60,33 @@ impl Registry {
         }
     }
 
-    /// Reads `/proc`: at the start, and after records were lost. `now` in nanoseconds.
+    /// Reads `/proc`, at the start. `now` in nanoseconds.
     pub(crate) fn scan(&mut self, now: u64, link: &mut Link) -> io::Result<()> {
-        self.incomplete = false;
-        let pids = procfs::pids()?;
-        for pid in &pids {
-            self.look_up(*pid, now, link);
+        for pid in procfs::pids()? {
+            self.look_up(pid, now, link);
         }
-        self.remove_gone(link);
         Ok(())
+    }
+
+    /// Reads a piece of `/proc`, if records were lost. Returns whether more of it is to be read.
+    pub(crate) fn read_again(&mut self, now: u64, link: &mut Link) -> io::Result<bool> {
+        let begun = Instant::now();
+        if self.incomplete && self.rescan.may_begin(begun) {
+            self.rescan.begin(procfs::pids()?);
+            // What is lost from now on is for the next time.
+            self.incomplete = false;
+        }
+        if !self.rescan.is_under_way() {
+            return Ok(false);
+        }
+        while let Some(pid) = self.rescan.next(begun) {
+            self.look_up(pid, now, link);
+        }
+        if !self.rescan.is_under_way() {
+            self.remove_gone(link);
+        }
+        self.rescan.pause(begun);
+        Ok(self.rescan.is_under_way())
     }
 
     /// Removes processes whose end was not heard of.
@@ -85,7 +107,7 @@ impl Registry {
         if too_many {
             self.executables.retain(&self.processes.mapped_executables());
             // Where that many are mapped, not each second anew.
-            self.forget_above = (2 * self.executables.len()).clamp(KEPT_EXECUTABLES, MAX_EXECUTABLES);
+            self.forget_above = (2 * self.executables.len()).clamp(KEPT_EXECUTABLES, MAX_EXECUTABLES - 1);
         }
         too_many
     }
@@ -94,7 +116,12 @@ impl Registry {
     pub(crate) fn apply(&mut self, event: KernelEvent, now: u64, link: &mut Link) {
         let at = event.timestamp;
         match event.what {
-            What::Fork { pid: 0 | u32::MAX, .. } => {}
+            // What the kernel writes for processes that have no number in the collector's pid namespace (`perf_event_pid_type`,
+            // kernel/events/core.c), and for those that are gone.
+            What::Fork { pid: 0 | u32::MAX, .. }
+            | What::Exec { pid: 0 | u32::MAX, .. }
+            | What::Exit { pid: 0 | u32::MAX } => {}
+            What::Map(mapped) if matches!(mapped.pid, 0 | u32::MAX) => {}
             What::Fork { pid, parent } if pid == parent => {
                 if let Some(process) = self.processes.get_mut(pid).filter(|process| process.counted_at < at) {
                     process.threads = process.threads.saturating_add(1);
@@ -102,7 +129,7 @@ impl Registry {
             }
             What::Fork { pid, parent } => self.fork(pid, parent, at, link),
             What::Exec { pid, comm } => self.exec(pid, comm, at, link),
-            What::Comm { pid, tid, comm } if pid == tid => self.rename(pid, comm, link),
+            What::Comm { pid, tid, comm } if pid == tid => self.rename(pid, comm),
             What::Comm { .. } => {}
             What::Map(mapped) => self.map(&mapped, now, link),
             What::Exit { pid } => self.exit(pid, at),
@@ -141,14 +168,11 @@ impl Registry {
         self.insert(pid, new, link);
     }
 
-    /// The process has a new name.
-    pub(crate) fn rename(&mut self, pid: u32, comm: Vec<u8>, link: &mut Link) {
+    /// The process has a new name. The uploader is told with the next sample: a process can have more names than anybody could be told.
+    pub(crate) fn rename(&mut self, pid: u32, comm: Vec<u8>) {
         if let Some(process) = self.processes.get_mut(pid).filter(|process| process.comm != comm) {
-            process.comm.clone_from(&comm);
-            if link.session() == Some(process.told) {
-                let message = FromCollector::Comm(Comm { process: process.id, comm });
-                link.tell(&message, None, &mut self.losses);
-            }
+            process.comm = comm;
+            process.renamed = true;
         }
     }
 
@@ -168,7 +192,13 @@ impl Registry {
     pub(crate) fn forget_ended(&mut self, time: u64, link: &mut Link) {
         while let Some((_, pid, id)) = self.ended.pop_front_if(|(ended, ..)| *ended < time) {
             // Another process may have the pid by now, and the end of this one is told already.
-            if self.processes.get_mut(pid).is_some_and(|process| process.id == id) {
+            let Some(process) = self.processes.get_mut(pid).filter(|process| process.id == id) else {
+                continue;
+            };
+            if process.threads > 0 {
+                // It has not ended: one of its threads was not heard of then.
+                self.changed.push(pid);
+            } else {
                 let removed = self.processes.remove(pid);
                 self.tell_end(removed.as_ref(), link);
             }
@@ -191,7 +221,10 @@ impl Registry {
 
     fn map_one(&mut self, mapped: &Mapped, now: u64, link: &mut Link) {
         if let Some((mapping, file)) = self.code_mapping(mapped, now) {
-            if let (Code::File(id), Some(file)) = (mapping.code, file) {
+            // Before the process ends. Where there is no room, when it is sampled.
+            if let (Code::File(id), Some(file)) = (mapping.code, file)
+                && link.has_room_to_spare()
+            {
                 self.tell_executable(id, Some(file), link);
             }
             if let Some(process) = self.processes.get_mut(mapped.pid)
@@ -257,10 +290,14 @@ impl Registry {
     /// Puts what `/proc` says of a process in the place of what was known of it. A process that is known and still
     /// the same keeps its id.
     fn look_up(&mut self, pid: u32, now: u64, link: &mut Link) {
+        // Not of the whole round, which may have begun long ago: threads that ended since are not in what it says.
+        let counted_at = serve::now();
         let Some(stat) = procfs::stat(pid) else { return };
         self.changed.push(pid);
         let mut space = AddressSpace::default();
-        for mapped in procfs::executable_mappings(pid, MAX_MAPPINGS).unwrap_or_default() {
+        let mappings = procfs::executable_mappings(pid, MAX_MAPPINGS);
+        let is_read = mappings.is_ok();
+        for mapped in mappings.unwrap_or_default() {
             if let Some((mapping, _)) = self.code_mapping(&mapped, now)
                 && space.map(mapping).is_err()
             {
@@ -271,9 +308,12 @@ impl Registry {
             && process.comm == stat.comm
             && process.start_time.is_none_or(|start_time| start_time == stat.start_time)
         {
-            process.space = space;
+            // Its owner's processes may be left alone just now: then what is known of it is better than nothing.
+            if is_read {
+                process.space = space;
+            }
             process.threads = stat.threads;
-            process.counted_at = now;
+            process.counted_at = counted_at;
             process.start_time = Some(stat.start_time);
             return;
         }
@@ -281,7 +321,7 @@ impl Registry {
             comm: stat.comm,
             space,
             threads: stat.threads,
-            counted_at: now,
+            counted_at,
             start_time: Some(stat.start_time),
             cgroup: None,
         };
@@ -324,7 +364,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel_events::FileNumbers;
+    use crate::{kernel_events::FileNumbers, patience};
 
     struct World {
         registry: Registry,
@@ -422,6 +462,51 @@ mod tests {
     }
 
     #[test]
+    fn one_that_runs_on_has_not_ended() {
+        let mut world = World::new();
+        world.apply(What::Exec { pid: A, comm: b"a".to_vec() });
+        world.apply(What::Exit { pid: A });
+        // A thread whose beginning was heard of late.
+        world.apply(What::Fork { pid: A, parent: A });
+        world.registry.changed.clear();
+        world.registry.forget_ended(world.now + 1, &mut world.link);
+        assert!(world.registry.processes.get_mut(A).is_some() && world.registry.changed == [A]);
+        world.apply(What::Exit { pid: A });
+        world.registry.forget_ended(world.now + 1, &mut world.link);
+        assert!(world.registry.processes.get_mut(A).is_none());
+    }
+
+    #[test]
+    fn who_has_no_number_here_is_nobody() {
+        let mut world = World::new();
+        for pid in [0, u32::MAX] {
+            world.apply(What::Exec { pid, comm: b"a".to_vec() });
+            world.map(pid, 0x1000, 1);
+            world.apply(What::Fork { pid: A, parent: pid });
+            world.apply(What::Exit { pid });
+        }
+        assert_eq!(world.registry.processes.pids().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_again_is_kept() {
+        let mut world = World::new();
+        let own = std::process::id();
+        let known = |world: &mut World| {
+            world.registry.look_up(own, world.now, &mut world.link);
+            world.registry.processes.get_mut(own).unwrap().space.mappings().len()
+        };
+        let before = known(&mut world);
+        assert!(before > 0);
+        let slow = || {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            Ok(())
+        };
+        while patience::look(own, slow).is_ok() {}
+        assert_eq!(known(&mut world), before);
+    }
+
+    #[test]
     fn the_end_of_a_process_is_not_that_of_the_next_one_with_its_pid() {
         let mut world = World::new();
         world.apply(What::Exec { pid: A, comm: b"a".to_vec() });
@@ -465,7 +550,7 @@ mod tests {
         world.apply(What::Exec { pid: A, comm: b"a".to_vec() });
         world.apply(What::Lost(5));
         assert!(world.registry.incomplete);
-        world.registry.scan(world.now, &mut world.link).unwrap();
+        while world.registry.read_again(world.now, &mut world.link).unwrap() {}
         assert!(!world.registry.incomplete);
         // What is not there is gone, and this process is known now.
         assert!(world.registry.processes.get_mut(A).is_none());

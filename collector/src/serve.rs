@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipc::{CollectorEnd, HandshakeError};
+use log::Level;
 use rustix::{
     event::{Timespec, epoll},
     time::{
@@ -21,7 +22,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
-use crate::{kernel_events::KernelEvents, programs::Programs, setup::Ready, socket};
+use crate::{kernel_events::KernelEvents, logger, programs::Programs, setup::Ready, socket};
 
 /// After its first record, the kernel is not listened to for this long: more of them come together, and one round for
 /// all costs a fifth of a round for each.
@@ -30,6 +31,8 @@ const GATHER: Duration = Duration::from_millis(2);
 const DRAIN_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 /// How often to look whether a CPU came online or kernel addresses became readable.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// When a connection could not be accepted, the next attempt is this much later.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Error)]
 #[error("cannot {action}: {source}")]
@@ -146,6 +149,8 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
     // Whether something waits for the next round already.
     let mut more = false;
     let mut next_look = Instant::now() + LOOK_EVERY;
+    // Looked at whenever something has woken the loop, which the timer does four times a second.
+    let mut next_accept = Instant::now();
     let mut greeting: Option<Greeting> = None;
 
     loop {
@@ -165,12 +170,19 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
                 }
                 continue;
             }
-            accepted = socket::accept(&mut listener, uploader) => {
-                let channel = accepted.map_err(error("accept a connection"))?;
-                if greeting.is_some() || profiler.link.session().is_some() {
-                    log::warn!("a second uploader connected and was turned away");
-                } else {
-                    greeting = Some(Box::pin(greet(channel)));
+            accepted = socket::accept(&mut listener, uploader), if Instant::now() >= next_accept => {
+                match accepted {
+                    Ok(_) if greeting.is_some() || profiler.link.session().is_some() => {
+                        let line = format_args!("a second uploader connected and was turned away");
+                        logger::sparingly(Level::Warn, line);
+                    }
+                    Ok(channel) => greeting = Some(Box::pin(greet(channel))),
+                    // The machine is out of files or of memory, say. It is still there to be taken next time, and would be tried at once.
+                    Err(error) => {
+                        let line = format_args!("cannot accept a connection: {error}; trying again");
+                        logger::sparingly(Level::Warn, line);
+                        next_accept = Instant::now() + ACCEPT_AGAIN;
+                    }
                 }
                 continue;
             }
@@ -178,10 +190,14 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
                 greeting = None;
                 match greeted {
                     Ok(hello) => {
-                        log::info!("an uploader has connected: {}", hello.release);
+                        let line = format_args!("an uploader has connected: {}", hello.release);
+                        logger::sparingly(Level::Info, line);
                         profiler.begin_session(channel);
                     }
-                    Err(error) => log::warn!("an uploader connected and was turned away: {error}"),
+                    Err(error) => {
+                        let line = format_args!("an uploader connected and was turned away: {error}");
+                        logger::sparingly(Level::Warn, line);
+                    }
                 }
                 continue;
             }
@@ -192,6 +208,9 @@ pub(crate) async fn run(ready: Ready) -> Result<Outcome, ServeError> {
             std::thread::sleep(GATHER);
         }
         more = profiler.round(now());
+        // While something always waits for the next round, nothing else here gives way to the runtime, which alone can find that the uploader
+        // has written or is gone, that another has connected, that a signal has come.
+        tokio::task::yield_now().await;
         if Instant::now() >= next_look {
             next_look = Instant::now() + LOOK_EVERY;
             supervisor.alive();

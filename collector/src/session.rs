@@ -15,6 +15,8 @@ use crate::counters::Losses;
 const MAX_WAITING: usize = 4 * 1024 * 1024;
 /// Bytes of all but samples, which cannot be left out: beyond this the session ends, and the next one begins anew.
 const MAX_WAITING_REGISTRY: usize = 1024 * 1024;
+/// Whether the two hold: always, but where a test is to fail without them.
+const BOUNDED: bool = cfg!(not(feature = "no-queue-bounds"));
 /// Files that wait open. An executable beyond this is told of without its file, and the uploader may ask for it.
 const MAX_WAITING_FILES: usize = 128;
 /// Bytes of samples in a message: below the largest packet by more than the largest sample.
@@ -82,6 +84,12 @@ impl Session {
         }
     }
 
+    /// Whether there is room for what the uploader need not know yet, and its file. More would end the session when who maps one file after
+    /// the other is faster than the uploader reads.
+    pub(crate) fn has_room_to_spare(&self) -> bool {
+        self.waiting_files < MAX_WAITING_FILES && self.waiting_registry < MAX_WAITING_REGISTRY / 2
+    }
+
     /// Puts a message behind all that waits, samples included.
     pub(crate) fn push(
         &mut self,
@@ -92,7 +100,10 @@ impl Session {
         self.flush_batch(losses)?;
         let file = file.filter(|_| self.waiting_files < MAX_WAITING_FILES);
         self.enqueue(Packet { bytes: ipc::encode(message)?, file, samples: 0 }, losses);
-        if self.waiting_registry > MAX_WAITING_REGISTRY { Err(SessionError::Stalled) } else { Ok(()) }
+        if self.waiting_registry > MAX_WAITING_REGISTRY && BOUNDED {
+            return Err(SessionError::Stalled);
+        }
+        Ok(())
     }
 
     /// Adds a sample to the batch.
@@ -126,7 +137,7 @@ impl Session {
             self.waiting_registry += packet.bytes.len();
         }
         self.waiting.push_back(packet);
-        while self.waiting_bytes > MAX_WAITING {
+        while self.waiting_bytes > MAX_WAITING && BOUNDED {
             let Some(oldest) = self.waiting.iter().position(|packet| packet.samples > 0) else { break };
             if let Some(dropped) = self.waiting.remove(oldest) {
                 self.waiting_bytes -= dropped.bytes.len();
@@ -282,6 +293,23 @@ mod tests {
         let message = FromCollector::Comm(ipc::Comm { process: ProcessId(1), comm: vec![0; 60_000] });
         let result = (0..30).try_for_each(|_| session.push(&message, None, &mut losses));
         assert!(matches!(result, Err(SessionError::Stalled)));
+    }
+
+    #[tokio::test]
+    async fn what_need_not_be_told_yet_leaves_room_for_the_rest() {
+        let message = FromCollector::Comm(ipc::Comm { process: ProcessId(1), comm: vec![0; 60_000] });
+        let mut losses = Losses::new();
+        let (mut first, _uploader) = session();
+        let told = (0..30)
+            .take_while(|_| first.has_room_to_spare() && first.push(&message, None, &mut losses).is_ok());
+        assert_eq!(told.count(), MAX_WAITING_REGISTRY / 2 / 60_000 + 1);
+        let (mut second, _uploader) = session();
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let short = FromCollector::Exit(ProcessId(1));
+        let told = (0..1000).take_while(|_| {
+            second.has_room_to_spare() && second.push(&short, Some(file()), &mut losses).is_ok()
+        });
+        assert_eq!(told.count(), MAX_WAITING_FILES);
     }
 
     #[test]

@@ -3,8 +3,11 @@
 use std::{io, path::Path};
 
 use ipc::{Channel, CollectorEnd};
+use log::Level;
 use security::{SocketError, listen_privately};
 use tokio_seqpacket::UnixSeqpacketListener;
+
+use crate::logger;
 
 /// Listens. Of those who may connect only the uploader's user is served.
 pub(crate) fn listen(path: &Path) -> Result<UnixSeqpacketListener, SocketError> {
@@ -17,8 +20,14 @@ pub(crate) async fn accept(listener: &mut UnixSeqpacketListener, uploader: u32) 
         let channel: CollectorEnd = Channel::new(listener.accept().await?);
         match channel.peer_uid() {
             Ok(uid) if uid == uploader || cfg!(feature = "no-peer-check") => return Ok(channel),
-            Ok(uid) => log::warn!("user {uid} connected and was turned away: only user {uploader} may"),
-            Err(error) => log::warn!("a connection was turned away: its user cannot be told: {error}"),
+            Ok(uid) => logger::sparingly(
+                Level::Warn,
+                format_args!("user {uid} connected and was turned away: only user {uploader} may"),
+            ),
+            Err(error) => logger::sparingly(
+                Level::Warn,
+                format_args!("a connection was turned away: its user cannot be told: {error}"),
+            ),
         }
     }
 }

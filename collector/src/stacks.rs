@@ -83,7 +83,13 @@ pub(crate) struct Placed {
 pub(crate) fn place(user: &[u64], space: &AddressSpace) -> Placed {
     let mut placed = Placed { frames: Vec::with_capacity(user.len()), ..Placed::default() };
     for (i, address) in user.iter().enumerate() {
-        let Some(mapping) = space.find(in_code(i, *address)) else { break };
+        let Some(mapping) = space.find(in_code(i, *address)) else {
+            if cfg!(feature = "no-frame-check") {
+                placed.frames.push(UserFrame::Anonymous(ProcessAddress(*address)));
+                continue;
+            }
+            break;
+        };
         placed.frames.push(match mapping.code {
             Code::Anonymous => {
                 placed.anonymous = true;

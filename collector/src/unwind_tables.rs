@@ -377,6 +377,8 @@ impl UnwindTables {
         for id in gone {
             self.remove(id, now);
             if let Some(number) = self.numbers.remove(&id) {
+                // That it has no rows is not said of the next one with this number.
+                self.entries.publish(number * 2 + 1, 0);
                 self.free_numbers.push(number);
             }
         }

@@ -124,6 +124,11 @@ impl PerfMap {
         self.dropped_entries
     }
 
+    /// Bytes of the file that were read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.read
+    }
+
     /// Bytes of memory it holds, about.
     pub fn memory_size(&self) -> usize {
         self.size

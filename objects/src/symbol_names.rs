@@ -6,8 +6,17 @@ pub(crate) const MAX_NAME: usize = 4096;
 
 /// The name at an offset: up to its NUL, and without the version that old linkers write behind it (`@@GLIBC_2.14`).
 pub(crate) fn name_at(names: &[u8], offset: u32) -> &[u8] {
+    name_within(names, offset, MAX_NAME)
+}
+
+/// The first part of it, by which names are compared: names are as long as an enemy wants, and there can be millions, all of them one's tails.
+pub(crate) fn head_of_name(names: &[u8], offset: u32) -> &[u8] {
+    name_within(names, offset, MAX_NAME / 16)
+}
+
+fn name_within(names: &[u8], offset: u32, length: usize) -> &[u8] {
     let rest = names.get(offset as usize..).unwrap_or_default();
-    let rest = &rest[..rest.len().min(MAX_NAME)];
+    let rest = &rest[..rest.len().min(length)];
     let end = rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len());
     let name = &rest[..end];
     match name.iter().position(|byte| *byte == b'@') {
@@ -93,6 +102,8 @@ mod tests {
         assert_eq!(name_at(names, 30), b"tail");
         assert_eq!(name_at(names, 1000), b"");
         assert_eq!(name_at(&[b'x'; 2 * MAX_NAME], 1).len(), MAX_NAME);
+        assert_eq!(head_of_name(&[b'x'; 2 * MAX_NAME], 1).len(), MAX_NAME / 16);
+        assert_eq!(head_of_name(b"name@@V1\0", 0), b"name");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::{
     ObjectError, ReadAt,
     elf::Elf,
     gopclntab, plt,
-    symbol_names::{MAX_NAME, compact, name_at, printable},
+    symbol_names::{compact, head_of_name, printable},
     symtab,
 };
 
@@ -212,13 +212,12 @@ impl SymbolTable {
 /// before local), then the fewest leading underscores (`write`, not `__write`), then the shortest, then the first in the
 /// alphabet; so each build and each table of the same file gives the same one.
 fn best_alias<'a>(group: &'a [Candidate], names: &[u8]) -> Option<&'a Candidate> {
-    group.iter().filter(|candidate| !name_at(names, candidate.name).is_empty()).min_by_key(|candidate| {
-        // Of a very long name a part decides: names are as long as an enemy wants, and there can be millions.
-        let name = name_at(names, candidate.name);
-        let name = &name[..name.len().min(MAX_NAME / 16)];
+    let heads = group.iter().map(|candidate| (candidate, head_of_name(names, candidate.name)));
+    let best = heads.filter(|(_, name)| !name.is_empty()).min_by_key(|(candidate, name)| {
         let underscores = name.iter().take_while(|byte| **byte == b'_').count();
-        (candidate.rank, underscores, name.len(), name)
-    })
+        (candidate.rank, underscores, name.len(), *name)
+    });
+    best.map(|(candidate, _)| candidate)
 }
 
 #[cfg(test)]

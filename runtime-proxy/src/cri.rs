@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, async_trait};
 /// Longest request, in bytes: all of them are empty, or nearly so.
 const MAX_REQUEST: usize = 4096;
 
-/// One call at a time, so that the runtime has no more work than that.
+/// One call at a time for each connection, so that the runtime has no more work than that.
 #[derive(Debug)]
 pub(crate) struct Lists(Mutex<Cri>);
 

@@ -13,7 +13,6 @@ const FCNTL: [u32; 3] =
 pub(crate) fn drop_privileges() -> Result<(), Box<dyn std::error::Error>> {
     security::keep_exactly(&[])?;
     security::harden()?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     Ok(())
 }
 

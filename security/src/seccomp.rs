@@ -31,9 +31,6 @@ impl Call {
     }
 }
 
-/// Option of prctl(2) by which a process reads its own auxiliary vector (`include/uapi/linux/prctl.h`).
-pub const PR_GET_AUXV: u32 = 0x4155_5856;
-
 /// With which arguments a call is allowed. Arguments count from 0; of each the low 32 bits are compared.
 #[derive(Clone, Copy, Debug)]
 pub enum Only {
@@ -80,6 +77,9 @@ pub const REFUSED: i32 = 128 + libc::SIGSYS;
 /// Allows these calls alone, for all threads of this process and for good. Needs `no_new_privs`.
 pub fn allow_only(policy: &[Call]) -> Result<(), SeccompError> {
     let programs = compile(policy)?;
+    // Has rustix read what the kernel told this process at its start (getauxval(3)). It would do so when something of it is first asked for, by
+    // prctl(2), and before Linux 6.4 by open(2).
+    let _ = rustix::param::page_size();
     if cfg!(feature = "no-seccomp") {
         return Ok(());
     }

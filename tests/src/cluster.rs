@@ -1,4 +1,4 @@
-//! The Kubernetes node that `script/test-servers` runs: a real API server, a kubelet and containerd.
+//! The Kubernetes node that `script/test-servers` runs: a real API server, controllers, a scheduler, a kubelet and containerd.
 
 use std::{
     env,
@@ -168,7 +168,7 @@ impl Pod {
         Pod { name: name.into(), containers: vec![("main", command)], restart: "Never", ..Pod::default() }
     }
 
-    /// Its manifest. Without a network plugin it has the host's network; without a scheduler it says where it runs.
+    /// Its manifest. Without a network plugin it has the host's network. It says itself where it runs, as that of a static pod does.
     pub fn manifest(&self) -> String {
         let mut text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {}\n  labels:\n    test: yes-it-is\n",
@@ -190,7 +190,7 @@ impl Pod {
             for (name, command) in containers {
                 let _ = write!(
                     text,
-                    "  - name: {name}\n    image: bulkhead.test/workload:1\n    imagePullPolicy: Never\n    command: [/busybox, sh, -c, {}]\n",
+                    "  - name: {name}\n    image: bulkhead.test/workload:1\n    imagePullPolicy: Never\n    env: [{{name: SECRET, value: secret-word}}]\n    command: [/busybox, sh, -c, {}]\n",
                     serde_json::Value::from(*command)
                 );
             }

@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
+use ipc::{ExecutableId, FromCollector, FromUploader};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketType, connect, recv, send, sendmsg, socket,
+    SocketFlags, SocketType, connect, recv, send, sendmsg, socket_with,
     sockopt::{Timeout, set_socket_timeout},
 };
 
@@ -24,7 +25,9 @@ pub struct Peer(pub OwnedFd);
 impl Peer {
     /// Connects, and says nothing yet. Each packet is waited for so long.
     pub fn connect(path: &str, patience: Duration) -> Option<Self> {
-        let file = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).ok()?;
+        // Not for children that the test starts: the connection ends with the test's own end of it.
+        let file =
+            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;
         connect(&file, &SocketAddrUnix::new(path).ok()?).ok()?;
         set_socket_timeout(&file, Timeout::Recv, Some(patience)).ok()?;
         Some(Peer(file))
@@ -55,6 +58,17 @@ impl Peer {
         let mut control = SendAncillaryBuffer::new(&mut room);
         assert!(control.push(SendAncillaryMessage::ScmRights(files)), "{} files are too many", files.len());
         sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).ok().map(drop)
+    }
+
+    /// Whether the session goes on: there is an answer to a request.
+    ///
+    /// # Panics
+    ///
+    /// If the request is longer than a packet, which it is not.
+    pub fn has_an_answer(&self) -> bool {
+        let request = ipc::encode(&FromUploader::Reopen(ExecutableId(u32::MAX))).expect("a short message");
+        let is_answer = |packet: Vec<u8>| matches!(ipc::decode(&packet), Ok(FromCollector::NotReopened(_)));
+        self.send(&request).is_some() && std::iter::from_fn(|| self.packet()).any(is_answer)
     }
 
     /// The next packet; `None`: none came in time, or the other side has closed.

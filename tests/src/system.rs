@@ -82,7 +82,7 @@ pub struct System {
     uploader: Mutex<Option<Running>>,
 }
 
-/// The folder with the programs: `BULKHEAD_BIN_DIR`, or where cargo puts the release build, which is then brought up to date first.
+/// The folder with the programs: `BULKHEAD_BIN_DIR`, or what script/build makes, which is then brought up to date first.
 pub fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -90,32 +90,17 @@ pub fn built() -> &'static Path {
             return folder.into();
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let mut cargo = Command::new("cargo");
+        let mut build = Command::new(root.join("script/build"));
         // What cargo tells this program of itself: build scripts that look at it would build anew what there is.
         let own = env::vars_os().map(|(name, _)| name).filter(|name| {
             let name = name.to_string_lossy();
             name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
         });
         for name in own {
-            cargo.env_remove(name);
+            build.env_remove(name);
         }
-        let status = cargo
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "-p",
-                "collector",
-                "-p",
-                "uploader",
-                "-p",
-                "runtime-proxy",
-            ])
-            .current_dir(&root)
-            .status()
-            .expect("cargo runs");
-        assert!(status.success(), "the programs do not build");
-        env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("release")
+        assert!(build.status().expect("script/build runs").success(), "the programs do not build");
+        root.join("target/programs")
     })
 }
 
@@ -141,7 +126,6 @@ pub fn as_collector(capabilities: &[&str]) -> Vec<String> {
         format!("--inh-caps={caps}"),
         format!("--ambient-caps={caps}"),
         format!("--bounding-set={caps}"),
-        "--no-new-privs".into(),
     ]
     .into()
 }
@@ -154,7 +138,6 @@ pub fn as_user(user: &str) -> Vec<String> {
         "--clear-groups".into(),
         "--inh-caps=-all".into(),
         "--bounding-set=-all".into(),
-        "--no-new-privs".into(),
     ]
     .into()
 }
@@ -218,13 +201,18 @@ impl Place {
 
     /// Starts the collector with further flags and these of its capabilities, after the words of `before`.
     pub fn collector_with(&self, capabilities: &[&str], flags: &[String]) -> Running {
+        self.collector_as(&as_collector(capabilities), flags)
+    }
+
+    /// Starts the collector as these flags of setpriv's say.
+    pub fn collector_as(&self, setpriv: &[String], flags: &[String]) -> Running {
         let mut line = vec![
             self.path("bin/bulkhead-collector").display().to_string(),
             format!("--socket={}", self.socket()),
             format!("--uploader-user={UPLOADER_USER}"),
         ];
         line.extend(flags.iter().cloned());
-        Running::start_line("the collector", &as_collector(capabilities), &line, &self.path("log/collector"))
+        Running::start_line("the collector", setpriv, &line, &self.path("log/collector"))
     }
 
     /// Starts the uploader.
@@ -234,6 +222,11 @@ impl Place {
 
     /// Starts the uploader with these variables in its environment too (`NAME=VALUE`).
     pub fn uploader_in(&self, environment: &[String], flags: &[String]) -> Running {
+        self.uploader_as(&as_user(UPLOADER_USER), environment, flags)
+    }
+
+    /// Starts the uploader as these flags of setpriv's say, with these variables in its environment too.
+    pub fn uploader_as(&self, setpriv: &[String], environment: &[String], flags: &[String]) -> Running {
         let mut line = vec!["/usr/bin/env".to_owned()];
         line.extend(environment.iter().cloned());
         line.extend([
@@ -241,7 +234,7 @@ impl Place {
             format!("--collector-socket={}", self.socket()),
         ]);
         line.extend(flags.iter().cloned());
-        Running::start_line("the uploader", &as_user(UPLOADER_USER), &line, &self.path("log/uploader"))
+        Running::start_line("the uploader", setpriv, &line, &self.path("log/uploader"))
     }
 
     /// What a half (`collector` or `uploader`) has printed, over all its starts.
@@ -340,6 +333,11 @@ impl System {
     /// Kills the uploader, or asks it to end.
     pub fn stop_uploader(&self, signal: Signal) -> ExitStatus {
         stop(&self.uploader, signal)
+    }
+
+    /// Sends the collector a signal that does not end it.
+    pub fn signal_collector(&self, signal: Signal) {
+        lock(&self.collector).as_ref().expect("a collector").signal(signal);
     }
 
     /// Sends the uploader a signal that does not end it.
@@ -499,6 +497,19 @@ impl Drop for System {
 /// The lines of `/proc/PID/status` that begin with one of these names, by name.
 pub fn status_fields(pid: u32, names: &[&str]) -> BTreeMap<String, String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    fields_of(&status, names)
+}
+
+/// The same of each thread of a process. One that ends meanwhile is left out.
+pub fn threads(pid: u32, names: &[&str]) -> Vec<BTreeMap<String, String>> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives").flatten();
+    let texts = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    let all: Vec<_> = texts.map(|text| fields_of(&text, names)).collect();
+    assert!(!all.is_empty(), "process {pid} has ended");
+    all
+}
+
+fn fields_of(status: &str, names: &[&str]) -> BTreeMap<String, String> {
     status
         .lines()
         .filter_map(|line| line.split_once(':'))

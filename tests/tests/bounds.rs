@@ -1,5 +1,5 @@
-//! What an uploader may do to the collector by reading nothing, by saying too much, or by saying what makes no sense, and what
-//! profiled processes may do to both by being very many: memory stays within its bounds, nobody waits, and what is lost is counted.
+//! What an uploader may do to the collector by reading nothing, by saying too much, or by saying what makes no sense: memory stays
+//! within its bounds, nobody waits, and what is lost is counted.
 
 use std::{
     io::Read as _,
@@ -7,16 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipc::{CgroupId, ExecutableId, FromCollector, FromUploader, ProcessId, SkipCounters};
+use ipc::{
+    CgroupId, ExecutableId, FromCollector, FromUploader, PageRows, ProcessId, SkipCounters, TableBegin,
+};
+use records::Rule;
 use rustix::process::Signal;
 use tests::{
-    cgroup::Cgroup,
     peer::Peer,
-    process::{Running, open_files, own_memory},
-    system::{CAPABILITIES, Options, Place, System, alone},
+    process::{Running, open_files, own_memory, run},
+    system::{CAPABILITIES, COLLECTOR_USER, Options, Place, System, alone, as_user},
     wait::wait_for,
 };
-use workloads::{ends_at_once, spawner, stage};
 
 /// What the collector may hold, in MiB: as much as after any storm (its queue is 4 MiB, waiting samples 8, and what it knows of
 /// processes).
@@ -54,104 +55,6 @@ fn an_uploader_that_reads_nothing() {
     assert!(lost > 0.0, "what was lost meanwhile is counted: {:?}", system.metrics());
 }
 
-/// What the uploader may hold meanwhile, in MiB.
-const MOST_OF_UPLOADER_MIB: u64 = 200;
-
-/// Each process of the bomb takes a name that nobody else has, and starts two more and one that lives for a moment.
-const BOMB: &str = "echo b$$ >/proc/$$/comm; sh \"$0\" & sh \"$0\" & /bin/true";
-
-#[test]
-fn a_fork_bomb() {
-    let _alone = alone();
-    let system = System::start(Options::default());
-    let cgroup = Cgroup::with_processes("bulkhead-test-bomb", 400);
-    let folder = tempfile::tempdir().unwrap();
-    let bomb = folder.path().join("bomb");
-    std::fs::write(&bomb, BOMB).unwrap();
-    let begun = system.metric("bulkhead_collector_kernel_events_total");
-    // The one that starts it again is not in there: it must not fail.
-    let script = "while :; do sh -c 'echo $$ >\"$1\" && exec 2>/dev/null sh \"$2\"' sh \"$1\" \"$2\"; done";
-    let running = Running::shell(script, &[cgroup.procs().as_ref(), bomb.as_os_str()]);
-    let (mut collector, mut uploader) = (0, 0);
-    let start = Instant::now();
-    // Longer than two windows.
-    while start.elapsed() < Duration::from_secs(25) {
-        collector = collector.max(own_memory(system.collector_pid()) / 1024);
-        uploader = uploader.max(own_memory(system.uploader_pid()) / 1024);
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    drop((cgroup, running));
-    let events = system.metric("bulkhead_collector_kernel_events_total") - begun;
-    println!("{events} records of the kernel; collector {collector} MiB, uploader {uploader} MiB at most");
-    assert!(events > 10_000.0, "it is no bomb: {events} records");
-    assert!(collector < MOST_MIB, "{collector} MiB of the collector");
-    assert!(uploader < MOST_OF_UPLOADER_MIB, "{uploader} MiB of the uploader");
-    assert!(system.collector_status().is_none() && system.uploader_status().is_none());
-    let _busy = Running::shell("while :; do :; done", &[""; 0]);
-    system.collect("{comm=\"sh\"}", 50, 60);
-}
-
-/// As many programs as can be started: they end as soon as they begin.
-#[test]
-fn a_storm_of_short_programs() {
-    const SPAWNERS: usize = 4;
-    const PROGRAMS: u32 = 15_000;
-    let _alone = alone();
-    let system = System::start(Options::default());
-    let begun = system.metric("bulkhead_collector_kernel_events_total");
-    let short = ends_at_once().unwrap();
-    let start = Instant::now();
-    let arguments = [PROGRAMS.to_string().into(), short.into_os_string()];
-    let mut storm = [(); SPAWNERS].map(|()| Running::start(&spawner().unwrap(), &arguments));
-    let (mut collector, mut uploader) = (0, 0);
-    while storm.iter_mut().any(|spawner| spawner.status().is_none()) {
-        collector = collector.max(own_memory(system.collector_pid()) / 1024);
-        uploader = uploader.max(own_memory(system.uploader_pid()) / 1024);
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    for mut spawner in storm {
-        assert!(spawner.wait_end(1).success(), "{}", spawner.output());
-    }
-    let events = system.metric("bulkhead_collector_kernel_events_total") - begun;
-    let rate = SPAWNERS as f64 * f64::from(PROGRAMS) / seconds;
-    println!(
-        "{rate:.0} a second, {events} records; collector {collector} MiB, uploader {uploader} MiB at most"
-    );
-    assert!(collector < MOST_MIB, "{collector} MiB of the collector");
-    assert!(uploader < MOST_OF_UPLOADER_MIB, "{uploader} MiB of the uploader");
-    assert!(system.collector_status().is_none() && system.uploader_status().is_none());
-    let _busy = Running::shell("while :; do :; done", &[""; 0]);
-    system.collect("{comm=\"sh\"}", 50, 60);
-}
-
-/// A program on a file system of another process (FUSE), which then stops: whoever opened the program now would wait for good.
-/// Nobody else may wait with it.
-#[test]
-fn a_file_system_that_does_not_answer() {
-    let _alone = alone();
-    let program = stage("on-fuse", "on_fuse", true).unwrap();
-    let script =
-        "set -e; place=$(mktemp -d); mount -t tmpfs tmpfs \"$place\"; cd \"$place\"; mkdir real shown
-         cp \"$1\" real/; bindfs -f -o allow_other real shown & server=$!
-         until [ -e shown/on-fuse ]; do sleep 0.05; done
-         shown/on-fuse & sleep 1; kill -STOP $server; echo ready $server; wait";
-    let flags = ["-m", "-p", "-f", "--mount-proc", "--kill-child"];
-    let mut running = Running::unshared_shell(&flags, script, &[&program]);
-    running.wait_ready();
-    // It meets the program at its start.
-    let system = System::start(Options::default());
-    let profile = system.collect("{comm=\"on-fuse\"}", 60, 60);
-    let named = profile.count(|stack| stack.frames.iter().any(|frame| frame.name.contains("on_fuse")));
-    assert_eq!(named, 0, "who gave those names?\n{}", profile.dump());
-    let refused = system.metric("bulkhead_lost_total{reason=\"on_fuse\"}");
-    assert!(refused > 0.0, "it is counted: {:?}", system.metrics());
-    // Both end when they are told to.
-    for half in [System::stop_collector, System::stop_uploader] {
-        assert!(half(&system, Signal::TERM).success());
-    }
-}
-
 /// How long a packet is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -168,46 +71,115 @@ fn collector() -> (Place, Running) {
     (place, collector)
 }
 
+/// One of each message that the uploader may send, lists with something in them.
+fn messages(executable: ExecutableId) -> [FromUploader; 8] {
+    let rule = |cfa_offset| Rule { cfa_offset, ..Rule::default() };
+    let page = |first| PageRows { first, count: 1 };
+    let all = [
+        FromUploader::Reopen(executable),
+        FromUploader::ReopenPerfMap(ProcessId(1)),
+        FromUploader::TableBegin(TableBegin { executable, first_page: 1, pages: 3, rows: 3 }),
+        FromUploader::TableRules([8, -300, 70_000].map(rule).to_vec()),
+        FromUploader::TablePages([0, 1, 2].map(page).to_vec()),
+        FromUploader::TableRows(vec![0, 300, u32::MAX]),
+        FromUploader::TableEnd,
+        FromUploader::Skip(CgroupId(1)),
+    ];
+    for message in &all {
+        // Who adds a form adds it above too.
+        match message {
+            FromUploader::Reopen(_)
+            | FromUploader::ReopenPerfMap(_)
+            | FromUploader::TableBegin(_)
+            | FromUploader::TableRules(_)
+            | FromUploader::TablePages(_)
+            | FromUploader::TableRows(_)
+            | FromUploader::TableEnd
+            | FromUploader::Skip(_) => {}
+        }
+    }
+    all
+}
+
+/// The message cut at each byte, with each byte changed in three ways, and with one byte too many.
+fn forms(whole: &[u8]) -> Vec<Vec<u8>> {
+    let mut forms: Vec<Vec<u8>> = (0..=whole.len()).map(|length| whole[..length].to_vec()).collect();
+    forms.extend((0..whole.len()).flat_map(|at| {
+        [0x01, 0x80, 0xff].map(|bits| {
+            let mut changed = whole.to_vec();
+            changed[at] ^= bits;
+            changed
+        })
+    }));
+    forms.push([whole, b"x"].concat());
+    forms
+}
+
 #[test]
 fn every_cut_and_every_changed_message() {
     let _alone = alone();
     let (place, mut collector) = collector();
-    let messages = [
-        FromUploader::Reopen(ExecutableId(1)),
-        FromUploader::TableRules(Vec::new()),
-        FromUploader::TableEnd,
-        FromUploader::ReopenPerfMap(ProcessId(1)),
-        FromUploader::Skip(CgroupId(1)),
-    ];
-    let mut ended = 0;
-    for message in &messages {
-        let whole = ipc::encode(message).unwrap();
-        let mut forms: Vec<Vec<u8>> = (0..whole.len()).map(|length| whole[..length].to_vec()).collect();
-        forms.extend((0..whole.len()).flat_map(|at| {
-            [0x01, 0x80, 0xff].map(|bits| {
-                let mut changed = whole.clone();
-                changed[at] ^= bits;
-                changed
-            })
-        }));
-        forms.push([&whole[..], b"x"].concat());
-        for form in forms {
-            let peer =
-                wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket(), PATIENCE));
-            peer.send(&form);
-            if ipc::decode::<FromUploader>(&form).is_err() {
-                // A message that is none ends the session, and only that.
-                assert!(takes_leave(&peer), "{form:x?}");
-                ended += 1;
+    let greeted =
+        || wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket(), PATIENCE));
+    let executable = {
+        let _busy = Running::shell("while :; do :; done", &[""; 0]);
+        let peer = greeted();
+        let wanted = std::iter::from_fn(|| peer.packet()).find_map(|packet| match ipc::decode(&packet) {
+            Ok(FromCollector::WantRows(executable)) => Some(executable),
+            _ => None,
+        });
+        wanted.unwrap()
+    };
+    // A table of an executable that is there: what comes next belongs to it.
+    let begin = TableBegin { executable, first_page: 0, pages: 3, rows: 3 };
+    let begin = ipc::encode(&FromUploader::TableBegin(begin)).unwrap();
+    let (mut ended, mut went_on) = (0, 0);
+    for message in messages(executable) {
+        for form in forms(&ipc::encode(&message).unwrap()) {
+            for begun in [None, Some(&begin)] {
+                let what = format!("{form:x?} of {message:?}, in a table: {}", begun.is_some());
+                let peer = greeted();
+                if let Some(begin) = begun {
+                    peer.send(begin).unwrap();
+                }
+                peer.send(&form);
+                if ipc::decode::<FromUploader>(&form).is_err() {
+                    // A message that is none ends the session, and only that.
+                    assert!(takes_leave(&peer), "{what}");
+                    ended += 1;
+                } else {
+                    assert!(peer.has_an_answer(), "{what}");
+                    went_on += 1;
+                }
+                assert!(collector.status().is_none(), "{what}: {}", place.log("collector"));
             }
-            assert!(collector.status().is_none(), "{form:x?}: {}", place.log("collector"));
         }
     }
-    assert!(ended > 10, "{ended} forms were no messages");
-    // Too long.
-    let peer = wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket(), PATIENCE));
-    peer.send(&vec![0; ipc::MAX_MESSAGE_SIZE + 1]);
-    assert!(takes_leave(&peer));
+    println!("{ended} forms were no messages, {went_on} were");
+    assert!(ended > 100 && went_on > 100, "{ended} forms were no messages, {went_on} were");
+    // Some of them were wrong in a table that was begun.
+    let peer = greeted();
+    let tables = std::iter::from_fn(|| peer.packet()).find_map(|packet| match ipc::decode(&packet) {
+        Ok(FromCollector::Counters(counters)) => Some(counters.tables),
+        _ => None,
+    });
+    assert!(tables.unwrap().refused > 10, "{tables:?}");
+    drop(peer);
+    // Packets of each length up to one that is too long, of zeros and of as many rows.
+    for length in (0..=ipc::MAX_MESSAGE_SIZE + 1).step_by(4099).chain([ipc::MAX_MESSAGE_SIZE + 1]) {
+        let peer = greeted();
+        peer.send(&vec![0; length]);
+        assert!(takes_leave(&peer), "{length} zeros");
+        // Without the number of the form and the length of the list.
+        let rows = FromUploader::TableRows(vec![1; length.saturating_sub(8)]);
+        if let Ok(bytes) = ipc::encode(&rows) {
+            let peer = greeted();
+            peer.send(&begin).unwrap();
+            peer.send(&bytes).unwrap();
+            assert!(peer.has_an_answer(), "{length} rows");
+        }
+    }
+    assert!(collector.status().is_none(), "{}", place.log("collector"));
     // Half a greeting, a byte, nothing: who does not greet does not hold the place for ever.
     for begun in [&b""[..], b"\x01", b"BULK"] {
         let slow =
@@ -217,6 +189,42 @@ fn every_cut_and_every_changed_message() {
         }
         wait_for("the place is free again", 30, || Peer::greeted(&place.socket(), PATIENCE));
     }
+    assert!(collector.status().is_none(), "{}", place.log("collector"));
+}
+
+/// A byte a second, said or heard, holds nothing up and fills nothing.
+#[test]
+fn an_uploader_that_is_very_slow() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let _alone = alone();
+    let (place, mut collector) = collector();
+    // Each byte is a packet: the first of them ends the greeting, or the session.
+    for connect in [Peer::connect, Peer::greeted] {
+        let peer = wait_for("the collector takes the next", 20, || connect(&place.socket(), PATIENCE));
+        let sent = (0..10).take_while(|_| {
+            std::thread::sleep(SECOND);
+            peer.send(b"\x01").is_some()
+        });
+        assert!(sent.count() < 3);
+    }
+    // One that is a message, and for each a packet that is read, while far more is to be told.
+    let peer = wait_for("the collector takes the next", 20, || Peer::greeted(&place.socket(), PATIENCE));
+    let end = ipc::encode(&FromUploader::TableEnd).unwrap();
+    assert_eq!(end.len(), 1);
+    let storm = "while :; do /bin/true; done";
+    let _storms = [0, 1].map(|_| Running::shell(storm, &[""; 0]));
+    let (mut most, mut heard) = (0, 0);
+    for _ in 0..30 {
+        std::thread::sleep(SECOND);
+        // The collector may have had enough.
+        heard += usize::from(peer.send(&end).is_some() && peer.packet().is_some());
+        most = most.max(own_memory(collector.pid()) / 1024);
+    }
+    println!("{heard} packets in 30 s, {most} MiB at most");
+    assert!(heard > 2, "{heard} packets");
+    assert!(most < MOST_MIB, "{most} MiB with an uploader that is very slow");
+    drop(peer);
+    wait_for("the collector takes another", 20, || Peer::greeted(&place.socket(), PATIENCE));
     assert!(collector.status().is_none(), "{}", place.log("collector"));
 }
 
@@ -255,6 +263,80 @@ fn files_that_nobody_asked_for() {
     // No more than while one uploader is connected.
     let _peer = wait_for("the collector takes another", 20, || Peer::greeted(&place.socket(), PATIENCE));
     wait_for("no file stays open", 20, || (open_files(collector.pid()) <= before + 2).then_some(()));
+}
+
+/// Who connects as fast as it can fills no disk with log lines.
+#[test]
+fn a_flood_of_connections() {
+    const CONNECTIONS: usize = 20_000;
+    let _alone = alone();
+    let (place, mut collector) = collector();
+    // Some are turned away while another is greeted, some for what they say, and some are let in.
+    let hello = ipc::Hello {
+        protocol: ipc::PROTOCOL_VERSION,
+        role: ipc::Role::Uploader,
+        release: "bulkhead 0.0".into(),
+    };
+    let greeting = hello.to_bytes();
+    let start = Instant::now();
+    let (mut connected, mut most) = (0, 0);
+    for round in 0..CONNECTIONS {
+        if let Some(peer) = Peer::connect(&place.socket(), PATIENCE) {
+            connected += 1;
+            // It may have been turned away by now.
+            let _ = peer.send(if round % 2 == 0 { b"x" } else { &greeting });
+        }
+        if round % 1000 == 0 {
+            most = most.max(own_memory(collector.pid()) / 1024);
+        }
+    }
+    wait_for("the collector takes another", 20, || Peer::greeted(&place.socket(), PATIENCE));
+    let seconds = start.elapsed().as_secs();
+    let lines = place.log("collector").lines().count() as u64;
+    println!("{connected} connections in {seconds} s, {lines} lines, {most} MiB");
+    assert!(connected > CONNECTIONS / 2, "{connected} connections");
+    assert!(lines < 30 + seconds, "{lines} lines in {seconds} s");
+    // The next line that may be said has how many were not.
+    wait_for("the lines that were left out are counted", 20, || {
+        drop(Peer::connect(&place.socket(), PATIENCE));
+        place.log("collector").contains("were left out").then_some(())
+    });
+    assert!(most < MOST_MIB, "{most} MiB");
+    assert!(collector.status().is_none(), "{}", place.log("collector"));
+}
+
+/// A collector that may open no more files cannot accept a connection. It does when it may again.
+#[test]
+fn a_connection_that_cannot_be_accepted() {
+    let _alone = alone();
+    let (place, mut collector) = collector();
+    // As its own user, who may do so without any privilege.
+    let pid = format!("--pid={}", collector.pid());
+    let prlimit = |flags: &[&str]| {
+        let user = as_user(COLLECTOR_USER);
+        let mut line = vec!["setpriv"];
+        line.extend(user.iter().map(String::as_str));
+        line.extend(["prlimit", &pid]);
+        line.extend(flags);
+        let (status, text) = run(&line);
+        assert!(status.success(), "{text}");
+        text
+    };
+    let usual = prlimit(&["--nofile", "--output=SOFT", "--noheadings"]);
+    wait_for("its last uploader is gone", 20, || place.log("collector").contains("is gone").then_some(()));
+    prlimit(&["--nofile=3:"]);
+    let peer = Peer::connect(&place.socket(), PATIENCE).unwrap();
+    wait_for("it says so", 20, || {
+        place.log("collector").contains("cannot accept a connection: ").then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    prlimit(&[&format!("--nofile={}:", usual.trim())]);
+    // Time for it to see that the first has gone.
+    drop(peer);
+    wait_for("the collector takes another", 20, || Peer::greeted(&place.socket(), PATIENCE));
+    let lines = place.log("collector").matches("cannot accept").count();
+    assert!(lines < 10, "{lines} lines");
+    assert!(collector.status().is_none(), "{}", place.log("collector"));
 }
 
 #[test]

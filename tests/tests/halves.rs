@@ -19,7 +19,7 @@ use tests::{
     process::{Running, run},
     system::{
         AGAIN, CAPABILITIES, Options, Place, System, UPLOADER_USER, as_collector, as_user, free_port,
-        status_fields,
+        publish, threads,
     },
     wait::wait_for,
 };
@@ -117,20 +117,10 @@ fn no_thread_of_either_half_has_a_capability_too_many() {
     let _alone = alone();
     let system = system();
     let names = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"];
-    let threads = |pid: u32| {
-        let folder = format!("/proc/{pid}/task");
-        let ids: Vec<u32> = fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().to_string_lossy().parse().unwrap())
-            .collect();
-        assert!(!ids.is_empty());
-        ids
-    };
     let bits = |value: &str| u64::from_str_radix(value, 16).unwrap();
-    for thread in threads(system.uploader_pid()) {
-        let fields = status_fields(thread, &names);
+    for fields in threads(system.uploader_pid(), &names) {
         for name in &names[..5] {
-            assert_eq!(bits(&fields[*name]), 0, "{name} of the uploader's thread {thread}");
+            assert_eq!(bits(&fields[*name]), 0, "{name} of a thread of the uploader's");
         }
         assert_eq!(fields["NoNewPrivs"], "1");
     }
@@ -138,8 +128,7 @@ fn no_thread_of_either_half_has_a_capability_too_many() {
     // and CAP_BPF (39), which it was started with.
     let kept = 1u64 << 2 | 1 << 19 | 1 << 40;
     let started_with = kept | 1 << 34 | 1 << 38 | 1 << 39;
-    for thread in threads(system.collector_pid()) {
-        let fields = status_fields(thread, &names);
+    for fields in threads(system.collector_pid(), &names) {
         assert_eq!((bits(&fields["CapPrm"]), bits(&fields["CapEff"])), (kept, kept));
         assert_eq!((bits(&fields["CapInh"]), bits(&fields["CapAmb"])), (0, 0));
         assert_eq!(bits(&fields["CapBnd"]) & !started_with, 0, "CapBnd {}", fields["CapBnd"]);
@@ -172,6 +161,21 @@ fn a_stranger_is_turned_away_even_where_the_socket_can_be_reached() {
     assert!(status.success() && output.trim() == "got 0", "not one byte: {output}");
     wait_for("it is said", 5, || place.log("collector").contains("user 65534 connected").then_some(()));
     assert!(system.metric("bulkhead_collector_sessions_total") < 2.0, "the uploader's session goes on");
+}
+
+#[test]
+fn a_collector_that_hangs_is_noticed_and_met_again() {
+    let _alone = alone();
+    let system = system();
+    system.wait_ready();
+    system.signal_collector(Signal::STOP);
+    wait_for("the uploader says that it is not ready", 30, || {
+        (system.get("/readyz").status == 503).then_some(())
+    });
+    assert!(system.place().log("uploader").contains("the collector has said nothing for 15 seconds"));
+    system.signal_collector(Signal::CONT);
+    let _load = busy("after");
+    next_profile(&system, "after", 2 * WINDOW + 4 * PATIENCE);
 }
 
 #[test]
@@ -245,6 +249,50 @@ fn an_uploader_that_cannot_start_says_why_in_one_line() {
         assert_eq!(status.code(), Some(1), "{flag}: {log}");
         assert!(log.contains(part) && log.lines().count() == 1, "{flag}: {log}");
     }
+}
+
+#[test]
+fn a_cluster_that_the_environment_names_is_asked_or_done_without_as_it_says_once() {
+    let _alone = alone();
+    let address = format!("127.0.0.1:{}", free_port());
+    let lines = |environment: &[String], flags: &[&str]| {
+        let place = Place::new();
+        let mut all = vec![format!("--http-address={address}")];
+        all.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let mut uploader = place.uploader_in(environment, &all);
+        wait_for("it goes on: the page answers", 20, || {
+            assert_eq!(uploader.status(), None, "{}", place.log("uploader"));
+            tests::http::get(&address, "/healthz", &[]).ok().filter(|answer| answer.status == 200)
+        });
+        uploader.signal(Signal::TERM);
+        assert_eq!(uploader.wait_end(10).code(), Some(0));
+        let log = place.log("uploader");
+        let about = log.lines().filter(|line| line.to_lowercase().contains("kube"));
+        about.map(str::to_owned).collect::<Vec<_>>()
+    };
+
+    // As in a pod whose service account's token is not mounted.
+    let pod = ["KUBERNETES_SERVICE_HOST=127.0.0.1".to_owned(), "KUBERNETES_SERVICE_PORT=6443".to_owned()];
+    let said = lines(&pod, &[]);
+    let [line] = &said[..] else { panic!("one line: {said:?}") };
+    for part in ["WARN", "KUBERNETES_SERVICE_HOST is set", "token mounted?", "--kubernetes=false"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert_eq!(lines(&pod, &["--kubernetes=false"]), [""; 0]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let server = format!("127.0.0.1:{}", free_port());
+    let kubeconfig = format!(
+        "{{apiVersion: v1, kind: Config, current-context: a, contexts: [{{name: a, context: {{cluster: a, user: a}}}}], \
+         users: [{{name: a, user: {{token: of-this-test}}}}], \
+         clusters: [{{name: a, cluster: {{server: \"https://{server}\", insecure-skip-tls-verify: true}}}}]}}"
+    );
+    let named = [format!("KUBECONFIG={}", publish(folder.path(), "config", &kubeconfig))];
+    let said = lines(&named, &[]);
+    let asks = format!("asking the Kubernetes API server {server} for the pods of");
+    assert_eq!(said.iter().filter(|line| line.contains(&asks)).count(), 1, "{said:?}");
+    assert!(!said.iter().any(|line| line.contains("of-this-test")), "a token is said: {said:?}");
+    assert_eq!(lines(&named, &["--kubernetes=false"]), [""; 0]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tests::{
     cgroup::{Cgroup, hierarchy},
     process::Running,
     statistics::compare,
-    system::{Options, System, UPLOADER_USER, alone, as_user, publish},
+    system::{CAPABILITIES, Options, System, UPLOADER_USER, alone, as_collector, as_user, publish},
     wait::wait_for,
 };
 use workloads::{CallTree, Start};
@@ -88,6 +88,42 @@ fn only_what_is_named() {
     wait_not_selected(&system, 100.0);
     let targets = targets(&system);
     assert!(targets.keys().all(|comm| ["sel-inner", "sh"].contains(&comm.as_str())), "{targets:?}");
+}
+
+/// The collector of a container is in a cgroup namespace: whatever is not below its own cgroup has a path that leads out of it (report R63).
+#[test]
+fn seen_from_within_a_cgroup_namespace() {
+    let _alone = alone();
+    let root = hierarchy("cgroup2").expect("cgroup v2 is mounted");
+    let cgroup = |path: &str| Cgroup::create(&root, path);
+    let id = "5e".repeat(32);
+    let (unit, container) = (cgroup("bulkhead-test.slice/apart.service"), cgroup(&format!("docker/{id}")));
+    let own = cgroup("kubepods/besteffort/bulkhead-test-pod/own");
+    let _running = [busy_in(&unit, "ns-unit"), busy_in(&container, "ns-container")];
+    let system = system(&["--systemd-units=apart", &format!("--cgroups={id}")]);
+    assert!(system.stop_collector(Signal::TERM).success());
+    let collector = [
+        system.place().path("bin/bulkhead-collector").display().to_string(),
+        format!("--socket={}", system.place().socket()),
+        format!("--uploader-user={UPLOADER_USER}"),
+    ];
+    let line: Vec<String> =
+        [own.procs()].into_iter().chain(as_collector(&CAPABILITIES)).chain(collector).collect();
+    let script = "echo $$ >\"$1\"; shift; exec unshare --cgroup setpriv \"$@\"";
+    let within = Running::shell(script, &line);
+    for comm in ["ns-unit", "ns-container"] {
+        system.collect(&format!("{{comm=\"{comm}\"}}"), 30, 60);
+    }
+    let seen = std::fs::read_to_string(format!("/proc/{}/cgroup", within.pid())).unwrap();
+    assert!(seen.contains("bulkhead-test-pod/own"), "it is where it was put: {seen}");
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/cgroup")).unwrap();
+    assert_ne!(namespace(&within.pid().to_string()), namespace("self"));
+    wait_not_selected(&system, 20.0);
+    let targets = targets(&system);
+    assert_eq!(targets["ns-unit"]["systemd_unit"], "apart.service");
+    assert_eq!(targets["ns-container"]["containerid"], id);
+    let strangers = targets.keys().filter(|comm| !["ns-unit", "ns-container", "sh"].contains(&comm.as_str()));
+    assert_eq!(strangers.collect::<Vec<_>>(), Vec::<&String>::new(), "{targets:?}");
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! The program: parts put together, started and stopped.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use security::Supervisor;
 use thiserror::Error;
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
@@ -21,16 +21,16 @@ use crate::{
     debuginfo::{self, Allowed, DebugFiles, Known, Offers, Rate, Rules},
     delivery::{self, Delivery},
     discovery::{
-        Discovery,
+        Discovery, Systemd,
         kubernetes::{self, ApiServer, ApiServerError},
-        runtimes,
+        runtimes, systemd,
     },
     flags::{Flags, HttpAddress, LogLevel, PathRule},
     http::{self, Access, Hosts, Token, server},
     policy::{self, PolicyError},
     secret::SecretError,
     spool::{Spool, SpoolError},
-    state::Shared,
+    state::{Outbox, Shared},
     store::{
         local::{LocalStore, StoreError},
         parca::{Parca, ParcaError},
@@ -175,6 +175,28 @@ pub(crate) fn find_api_server(flags: &Flags) -> Result<Option<ApiServer>, ApiSer
     }
 }
 
+/// Begins to ask all who tell of containers and units.
+pub(crate) fn ask_for_names(
+    flags: &Flags,
+    api_server: Option<ApiServer>,
+    asking: &mut JoinSet<()>,
+) -> (Discovery, Arc<Systemd>) {
+    let mut discovery = Discovery::new(flags.window());
+    if let Some(server) = api_server {
+        info!("asking the Kubernetes API server {} for the pods of {}", server.address, flags.node);
+        let source = discovery.add_kubernetes(server.address.clone());
+        let selector = flags.names.pod_label_selector.clone();
+        asking.spawn(kubernetes::run(server, flags.node.clone(), selector, source));
+    }
+    for socket in flags.names.runtimes() {
+        let source = discovery.add_runtime(&socket.path);
+        asking.spawn(runtimes::run(socket, source));
+    }
+    let systemd = discovery.add_systemd(flags.selection.unit_names());
+    asking.spawn(systemd::run(Arc::clone(&systemd)));
+    (discovery, systemd)
+}
+
 /// What it takes to send profiles to a store.
 struct Sending {
     store: Arc<Parca>,
@@ -220,6 +242,9 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
     };
     let address = listener.local_addr()?;
     info!("bulkhead-uploader {} on {}", env!("CARGO_PKG_VERSION"), flags.node);
+    if !confinement.left.is_empty() {
+        info!("landlock leaves: {}", confinement.left);
+    }
     if token.is_none() && !address.ip().to_canonical().is_loopback() {
         warn!(
             "the page is open to whoever reaches {address}; --http-address=127.0.0.1:{} keeps it here, --http-token-file asks for a token",
@@ -239,17 +264,7 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
     let debug_info = sending.as_ref().and_then(|sending| sending.debug_info.clone());
     // None of them ends; if one does, it is not done without.
     let mut running = JoinSet::new();
-    let mut discovery = Discovery::new(window);
-    if let Some(server) = api_server {
-        info!("asking the Kubernetes API server {} for the pods of {}", server.address, flags.node);
-        let source = discovery.add_kubernetes(server.address.clone());
-        let selector = flags.names.pod_label_selector.clone();
-        running.spawn(kubernetes::run(server, flags.node.clone(), selector, source));
-    }
-    for socket in flags.names.runtimes() {
-        let source = discovery.add_runtime(&socket.path);
-        running.spawn(runtimes::run(socket, source));
-    }
+    let (discovery, systemd) = ask_for_names(flags, api_server, &mut running);
     let discovery = Arc::new(discovery);
     let (shared, outbox) = Shared::new(
         maker,
@@ -288,7 +303,7 @@ async fn serve(flags: &Flags, opened: Opened, supervisor: &Supervisor) -> Result
     let mut windows = tokio::spawn(windows::run(Arc::clone(&shared), window, sinks, stopped));
     let hang_up = signal(SignalKind::hangup())?;
     running.spawn(follow(Arc::clone(&shared), config.0, hang_up));
-    running.spawn(collector_client::run(shared, flags.collector_socket.clone(), outbox));
+    running.spawn(connect(shared, systemd, flags.collector_socket.clone(), outbox));
     supervisor.ready();
     tokio::select! {
         _ = terminate.recv() => info!("stopped by SIGTERM"),
@@ -334,9 +349,8 @@ async fn follow(shared: Arc<Shared>, mut file: Option<ConfigFile>, mut hang_up: 
             None => {}
             Some(Ok(config)) => {
                 info!("read the configuration: {} rules for labels", config.rules.len());
-                let mut state = shared.state();
-                state.counts.configurations[0] += 1;
-                state.set_rules(config.rules);
+                shared.state().counts.configurations[0] += 1;
+                shared.set_rules(config.rules);
             }
             Some(Err(error)) => {
                 warn!("{error}; what it said before stays");
@@ -344,6 +358,30 @@ async fn follow(shared: Arc<Shared>, mut file: Option<ConfigFile>, mut hang_up: 
             }
         }
     }
+}
+
+/// Follows which units names of flags stand for. Never ends.
+async fn follow_units(shared: Arc<Shared>, mut ids: watch::Receiver<Option<BTreeSet<String>>>) {
+    loop {
+        let known = ids.borrow_and_update().clone();
+        if let Some(ids) = known {
+            shared.set_unit_ids(ids);
+        }
+        if ids.changed().await.is_err() {
+            // Nobody tells any more.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Connects to the collector once it is known which units are selected, if that can be known. Never ends.
+async fn connect(shared: Arc<Shared>, systemd: Arc<Systemd>, socket: PathBuf, outbox: Outbox) {
+    let followed = follow_units(Arc::clone(&shared), systemd.ids());
+    let connected = async {
+        systemd.first_answer().await;
+        collector_client::run(shared, socket, outbox).await;
+    };
+    tokio::join!(followed, connected);
 }
 
 /// How a part has ended.

@@ -14,7 +14,7 @@ use tokio::{runtime, task::JoinSet, time::timeout};
 use crate::{
     app::{self, AppError},
     config::ConfigFile,
-    discovery::{Discovery, kubernetes, runtimes},
+    discovery::Discovery,
     flags::Flags,
     printable::printable,
     relabel::LabelMap,
@@ -33,25 +33,16 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
     if let Some(path) = flags.selection.config_path() {
         maker.set_rules(ConfigFile::open(path)?.1.rules);
     }
-    let discovery = discover(flags)?;
+    let (discovery, origins) = discover(flags, &mut maker)?;
     let mut output = io::BufWriter::new(io::stdout().lock());
     let mut print = || -> io::Result<()> {
         if let Some(sentence) = discovery.sentence() {
             writeln!(output, "{sentence}\n")?;
         }
-        let mut shown = 0;
-        let mut pids: Vec<u32> = fs::read_dir("/proc")?
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .collect();
-        pids.sort_unstable();
-        for pid in pids {
-            if let Some(origin) = origin(pid, &maker) {
-                shown += 1;
-                output.write_all(describe(pid, &origin, &maker, &discovery).as_bytes())?;
-            }
+        for (pid, origin) in &origins {
+            output.write_all(describe(*pid, origin, &maker, &discovery).as_bytes())?;
         }
-        writeln!(output, "{shown} processes")?;
+        writeln!(output, "{} processes", origins.len())?;
         output.flush()
     };
     match print() {
@@ -61,32 +52,35 @@ pub fn run(flags: &Flags) -> Result<(), AppError> {
     }
 }
 
-/// What is known of containers, once all were told of, or it is clear that they will not be.
-fn discover(flags: &Flags) -> Result<Discovery, AppError> {
-    let mut discovery = Discovery::new(flags.window());
+/// The processes that run, and what is known of their containers and units, once all was told, or it is clear that it will not be.
+fn discover(flags: &Flags, maker: &mut TargetMaker) -> Result<(Discovery, Vec<(u32, Origin)>), AppError> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime
-        .block_on(async {
-            let mut asking = JoinSet::new();
-            if let Some(server) = app::find_api_server(flags)? {
-                let source = discovery.add_kubernetes(server.address.clone());
-                let selector = flags.names.pod_label_selector.clone();
-                asking.spawn(kubernetes::run(server, flags.node.clone(), selector, source));
+    // Reading a kubeconfig has a runtime of its own, and there can be but one.
+    let server = app::find_api_server(flags)?;
+    runtime.block_on(async {
+        let mut asking = JoinSet::new();
+        let (discovery, units) = app::ask_for_names(flags, server, &mut asking);
+        discovery.describe_units(maker.wants_descriptions());
+        let told = async {
+            while discovery.is_waiting() {
+                tokio::time::sleep(PAUSE).await;
             }
-            for socket in flags.names.runtimes() {
-                let source = discovery.add_runtime(&socket.path);
-                asking.spawn(runtimes::run(socket, source));
-            }
-            let settled = async {
-                while discovery.is_waiting() {
-                    tokio::time::sleep(PAUSE).await;
-                }
-            };
-            // What came in time is used.
-            let _ = timeout(PATIENCE, settled).await;
-            Ok(())
-        })
-        .map(|()| discovery)
+        };
+        // What came in time is used.
+        let _ = tokio::join!(timeout(PATIENCE, told), units.first_answer());
+        maker.set_unit_ids(units.ids().borrow().clone().unwrap_or_default());
+        let origins = origins(maker)?;
+        discovery.settle(origins.iter().map(|(_, origin)| origin), PATIENCE).await;
+        Ok((discovery, origins))
+    })
+}
+
+/// All processes that run, by their pids.
+fn origins(maker: &TargetMaker) -> io::Result<Vec<(u32, Origin)>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    let mut pids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    Ok(pids.into_iter().filter_map(|pid| Some((pid, origin(pid, maker)?))).collect())
 }
 
 /// `None`: it has ended meanwhile.

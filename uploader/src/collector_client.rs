@@ -25,6 +25,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 const MISMATCH_PAUSE: Duration = Duration::from_secs(10);
 /// How long the first message may take.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// A collector that says nothing for so long does not live: it tells its counters every second.
+const SILENCE: Duration = Duration::from_secs(15);
 /// A session that lasted this long was a good one: the next attempt comes without delay.
 const GOOD_SESSION: Duration = Duration::from_secs(5);
 
@@ -39,8 +41,12 @@ enum ClientError {
     NoWelcome { path: PathBuf },
     #[error("the connection to the collector ended: {0}")]
     Lost(ChannelError),
+    #[error("the collector has said nothing for {} seconds: it hangs, or was stopped", SILENCE.as_secs())]
+    Silent,
     #[error("the connection to the collector was given up: {0}")]
     Fault(#[from] Fault),
+    #[error("names of units stand for others now: the collector is asked for everything once more")]
+    Anew,
 }
 
 /// Connects to the collector, and applies what it sends until it is gone; then again.
@@ -69,7 +75,9 @@ pub async fn run(shared: Arc<Shared>, path: PathBuf, mut outbox: Outbox) {
         shared.arrived.notify_waiters();
         // A line for each change, and not for each attempt.
         let message = result.to_string();
-        if was_connected || message != last_message {
+        if matches!(result, ClientError::Anew) {
+            info!("{message}");
+        } else if was_connected || message != last_message {
             warn!("{message}; trying again");
         } else {
             debug!("{message}; trying again");
@@ -148,6 +156,7 @@ async fn session(
     tokio::select! {
         error = receive(shared, &mut receiver) => error,
         error = send(number, &sender, outbox) => ClientError::Lost(error),
+        () = shared.anew.notified() => ClientError::Anew,
     }
 }
 
@@ -172,7 +181,10 @@ async fn receive(shared: &Arc<Shared>, receiver: &mut Receiver<FromCollector>) -
             // Nothing there yet. What comes meanwhile is then read together, instead of being woken for each.
             () = std::future::ready(()) => {
                 sleep(GATHER).await;
-                receiver.receive().await
+                match timeout(SILENCE, receiver.receive()).await {
+                    Ok(message) => message,
+                    Err(_) => return ClientError::Silent,
+                }
             }
         };
         match message {

@@ -1,7 +1,12 @@
 //! Which files the uploader may open, and which ports it may use, whatever it is told by a file that it parses or by a peer
 //! (landlock(7)). What an older kernel cannot enforce is known, logged and in `/metrics`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Display, Formatter},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, NetPort, Ruleset, RulesetAttr,
@@ -9,6 +14,8 @@ use landlock::{
 };
 use thiserror::Error;
 use tracing::{debug, warn};
+
+use crate::printable::printable;
 
 /// What looking up names reads (resolver(5); for the page's own address nsswitch.conf(5) and gai.conf(5)); those that are not there are left
 /// out.
@@ -38,16 +45,19 @@ const PARTS: [(ABI, &str); 5] = [
 pub struct ConfineError(#[from] RulesetError);
 
 /// What is enforced.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Confinement {
     /// The version of landlock that is in force; 0: none.
     version: i32,
+    /// For people: which files and ports may still be used; empty if there is no landlock.
+    pub left: String,
 }
 
 impl Confinement {
     /// Each part, by the name that it has in `/metrics`, and whether it is enforced.
-    pub fn parts(self) -> impl Iterator<Item = (&'static str, bool)> {
-        PARTS.iter().map(move |(since, part)| (*part, self.version >= *since as i32))
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        let version = self.version;
+        PARTS.iter().map(move |(since, part)| (*part, version >= *since as i32))
     }
 }
 
@@ -67,11 +77,15 @@ pub struct Needs {
 /// Leaves this process what it needs, and what looking up names takes. For the calling thread and those that it will start, and for
 /// good.
 pub fn confine(needs: &Needs) -> Result<Confinement, ConfineError> {
-    let version = match restrict(needs)? {
-        LandlockStatus::Available { effective_abi, .. } => effective_abi as i32,
-        LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => 0,
+    let readable = readable(needs);
+    let confinement = match restrict(needs, &readable)? {
+        LandlockStatus::Available { effective_abi, .. } => Confinement {
+            version: effective_abi as i32,
+            left: Left { needs, readable: &readable }.to_string(),
+        },
+        LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => Confinement::default(),
     };
-    let confinement = Confinement { version };
+    let version = confinement.version;
     let missing: Vec<&str> =
         confinement.parts().filter(|(_, enforced)| !enforced).map(|(part, _)| part).collect();
     if missing.is_empty() {
@@ -82,20 +96,49 @@ pub fn confine(needs: &Needs) -> Result<Confinement, ConfineError> {
     Ok(confinement)
 }
 
-fn restrict(needs: &Needs) -> Result<LandlockStatus, ConfineError> {
-    let all = AccessFs::from_all(NEWEST);
-    let own = NAMES.iter().chain([&ITSELF, &DEBUG_FILES]).map(Path::new);
+/// What may be read, of that which is there.
+fn readable(needs: &Needs) -> BTreeSet<PathBuf> {
+    let own = NAMES.iter().chain([&ITSELF, &DEBUG_FILES]).chain(&RESOLVERS).map(PathBuf::from);
     // Also where links lead to, as they do now.
     let real: Vec<PathBuf> = needs.files.iter().filter_map(|file| file.canonicalize().ok()).collect();
-    let files = needs.files.iter().chain(&real).map(|file| folder_of(file));
-    let reading = own.chain(RESOLVERS.iter().map(Path::new)).chain(files);
+    let files = needs.files.iter().chain(&real).map(|file| folder_of(file).to_owned());
+    own.chain(files).filter(|path| path.exists()).collect()
+}
+
+/// For people: what may be used still.
+struct Left<'a> {
+    needs: &'a Needs,
+    readable: &'a BTreeSet<PathBuf>,
+}
+
+impl Display for Left<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let listed = |words: Vec<String>| if words.is_empty() { "none".to_owned() } else { words.join(", ") };
+        let paths = |paths: &mut dyn Iterator<Item = &PathBuf>| {
+            listed(paths.map(|path| printable(path.as_os_str().as_bytes())).collect())
+        };
+        let ports = |ports: &[u16]| listed(ports.iter().map(u16::to_string).collect());
+        let Needs { folders, listens_on, connects_to, .. } = self.needs;
+        write!(
+            f,
+            "reading {}; writing below {}; listening on TCP port {}; connecting to TCP port {}",
+            paths(&mut self.readable.iter()),
+            paths(&mut folders.iter()),
+            ports(listens_on),
+            ports(connects_to)
+        )
+    }
+}
+
+fn restrict(needs: &Needs, readable: &BTreeSet<PathBuf>) -> Result<LandlockStatus, ConfineError> {
+    let all = AccessFs::from_all(NEWEST);
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
         .create()?
-        .add_rules(path_beneath_rules(reading, AccessFs::ReadFile | AccessFs::ReadDir))?
+        .add_rules(path_beneath_rules(readable, AccessFs::ReadFile | AccessFs::ReadDir))?
         .add_rules(path_beneath_rules(&needs.folders, store_access()))?
         .add_rules(ports(&needs.listens_on, AccessNet::BindTcp))?
         .add_rules(ports(&needs.connects_to, AccessNet::ConnectTcp))?
@@ -240,7 +283,8 @@ mod tests {
     #[test]
     fn an_older_kernel_enforces_less() {
         let missing = |version| {
-            let parts = Confinement { version }.parts();
+            let confinement = Confinement { version, left: String::new() };
+            let parts = confinement.parts();
             parts.filter(|(_, enforced)| !enforced).map(|(part, _)| part).collect::<Vec<_>>()
         };
         assert_eq!(missing(0).len(), PARTS.len());

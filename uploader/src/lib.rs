@@ -29,6 +29,7 @@ pub mod resolve;
 mod resolver;
 pub mod rows;
 pub mod secret;
+mod sparingly;
 pub mod spool;
 mod stamp;
 pub mod state;

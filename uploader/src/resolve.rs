@@ -2,14 +2,15 @@
 //! own, and keeps what was found. Nothing here delays the samples that come in meanwhile.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use ipc::ExecutableKind;
 use objects::ObjectError;
 use tokio::{
-    task::JoinSet,
+    sync::mpsc,
     time::{sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
@@ -20,9 +21,12 @@ use crate::{
     processes::JitKey,
     profile::{ExecutableInfo, Frame, Names},
     rows,
+    sparingly::warn_sparingly,
     state::{Job, Shared, State},
-    symbols::{Answer, Function, KernelNames, Line, Lines, Question, read_facts, read_kernel_symbols},
-    worker::{JobError, Worker},
+    symbols::{
+        Answer, Function, JitQuestion, KernelNames, Line, Lines, Question, read_facts, read_kernel_symbols,
+    },
+    worker::JobError,
 };
 
 /// How long the facts of a file may take.
@@ -33,8 +37,8 @@ const NAMES_LIMIT: Duration = Duration::from_secs(10);
 const KERNEL_LIMIT: Duration = Duration::from_secs(30);
 /// How long the collector's answers are waited for.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
-/// The names of a window take no longer than this; what has none by then stays unnamed.
-const WINDOW_LIMIT: Duration = Duration::from_secs(30);
+/// The names of a window take no longer than this.
+const LONGEST: Duration = Duration::from_secs(30);
 /// Executables that the collector is asked for in one window, only for their debug information.
 const MAX_WANTED: usize = 8;
 /// DWARF is read so seldom that it takes at most one part in so many of the time.
@@ -54,13 +58,9 @@ pub async fn run_job(shared: Arc<Shared>, job: Job) {
                     unreadable(&mut state, key, &error)
                 }
                 Err(error) => {
-                    state.counts.executables_timed_out += 1;
                     let path = path_of(&state, key);
-                    warn!("cannot read {path}: {error}; its frames have no names");
-                    if error != JobError::Panicked && state.executables.strike(kind, now) {
-                        warn!("the device of {path} hangs: nothing is read from it for ten minutes");
-                    }
-                    Facts::Unreadable(error.to_string().into())
+                    warn_sparingly(format_args!("cannot read {path}: {error}; its frames have no names"));
+                    not_done(&mut state, kind, &path, &error, now)
                 }
             };
             let known = matches!(facts, Facts::Known(_));
@@ -98,12 +98,24 @@ fn unreadable(state: &mut State, key: ExecutableKey, error: &ObjectError) -> Fac
     if matches!(error, ObjectError::NotElf) {
         debug!("{path} is no ELF file; its frames have no names");
     } else {
-        warn!("cannot read {path}: {error}; its frames have no names");
+        warn_sparingly(format_args!("cannot read {path}: {error}; its frames have no names"));
     }
     if let Some(entry) = state.executables.get_mut(key) {
         entry.warned = true;
     }
     Facts::Unreadable(error.to_string().into())
+}
+
+/// What is known of a file that was not read to its end. That others' files are stuck is no fault of its own: it is tried again.
+fn not_done(state: &mut State, kind: ExecutableKind, path: &str, error: &JobError, now: Instant) -> Facts {
+    if matches!(error, JobError::TimedOut(_) | JobError::Hung(_)) {
+        state.counts.executables_timed_out += 1;
+    }
+    // What takes long to read is its own fault, not that of all that lies beside it.
+    if matches!(error, JobError::Hung(_)) && state.executables.strike(kind, now) {
+        warn_sparingly(format_args!("the device of {path} hangs: nothing is read from it for ten minutes"));
+    }
+    if *error == JobError::Refused { Facts::Unread } else { Facts::Unreadable(error.to_string().into()) }
 }
 
 fn path_of(state: &State, key: ExecutableKey) -> Arc<str> {
@@ -119,7 +131,11 @@ struct Pending {
 }
 
 /// The names of all frames of these stacks, as far as they are to be had.
-pub async fn names(shared: &Arc<Shared>, stacks: &[Arc<[Frame]>]) -> Names {
+///
+/// What has no name within `limit` (30 s at most) stays without one: who maps what takes long to read must not keep everybody's windows from
+/// being finished.
+pub async fn names(shared: &Arc<Shared>, stacks: &[Arc<[Frame]>], limit: Duration) -> Names {
+    let limit = limit.min(LONGEST);
     let mut pending = Pending::default();
     for frame in stacks.iter().flat_map(|stack| stack.iter()) {
         match *frame {
@@ -131,16 +147,19 @@ pub async fn names(shared: &Arc<Shared>, stacks: &[Arc<[Frame]>]) -> Names {
     }
     let mut names = Names::default();
     let used: Vec<_> = pending.files.keys().copied().collect();
-    let deadline = Instant::now() + WINDOW_LIMIT;
+    let deadline = Instant::now() + limit;
     take_cached(shared, &mut pending, &mut names);
     ask(shared, &pending, &used).await;
-    let resolved = timeout(WINDOW_LIMIT, async {
+    let resolved = timeout(limit, async {
         facts(shared, &pending, deadline).await;
         resolve_files(shared, &mut pending, &mut names).await;
         resolve_anonymous(shared, &pending).await;
     });
     if resolved.await.is_err() {
-        warn!("names were not found within {} seconds: some frames have none", WINDOW_LIMIT.as_secs());
+        warn_sparingly(format_args!(
+            "names were not found within {} s: some frames have none",
+            limit.as_secs()
+        ));
     }
     finish(shared, &used, &pending, &mut names);
     names
@@ -241,33 +260,65 @@ async fn facts(shared: &Arc<Shared>, pending: &Pending, deadline: Instant) {
     }
 }
 
+/// What takes longer than anybody waits goes on, for the next window.
 async fn resolve_files(shared: &Arc<Shared>, pending: &mut Pending, names: &mut Names) {
-    let mut jobs = JoinSet::new();
-    for (key, offsets) in &pending.files {
-        let Some(question) = question(shared, *key, offsets) else { continue };
-        let (worker, key): (Worker, _) = (shared.names.clone(), *key);
-        let shared = Arc::clone(shared);
-        jobs.spawn(async move {
-            let kind = shared.state().executables.get(key).map(|entry| entry.kind);
-            // Its device may have been found to hang since.
-            if kind.is_some_and(|kind| shared.state().executables.is_closed(kind, Instant::now())) {
-                return (key, Err(JobError::Refused));
+    let mut tried = HashSet::new();
+    loop {
+        // Before the look at what is under way, so that no end comes between the two.
+        let arrived = shared.arrived.notified();
+        let (done, mut answers) = mpsc::unbounded_channel();
+        for (key, offsets) in &pending.files {
+            // It may be under way for another window, which has it soon.
+            if tried.contains(key) || !shared.state().begin_naming(*key) {
+                continue;
             }
-            (key, worker.run(NAMES_LIMIT, move || question.answer()).await)
-        });
+            tried.insert(*key);
+            match question(shared, *key, offsets) {
+                Some(question) => _ = tokio::spawn(name(Arc::clone(shared), *key, question, done.clone())),
+                None => _ = shared.state().naming.remove(key),
+            }
+        }
+        drop(done);
+        while let Some((key, lines)) = answers.recv().await {
+            names.lines.extend(lines);
+            pending.files.remove(&key);
+        }
+        if pending.files.keys().all(|key| tried.contains(key)) {
+            return;
+        }
+        arrived.await;
+        take_cached(shared, pending, names);
     }
-    while let Some(result) = jobs.join_next().await {
-        // The task itself does nothing that could fail.
-        let Ok((key, answer)) = result else { continue };
+}
+
+/// Reads the names of an executable, keeps them, and tells whoever waits.
+async fn name(
+    shared: Arc<Shared>,
+    key: ExecutableKey,
+    question: Question,
+    done: mpsc::UnboundedSender<(ExecutableKey, Vec<(Frame, Lines)>)>,
+) {
+    let kind = shared.state().executables.get(key).map(|entry| entry.kind);
+    // Its device may have been found to hang since.
+    let is_closed = kind.is_some_and(|kind| shared.state().executables.is_closed(kind, Instant::now()));
+    let answer = if is_closed {
+        Err(JobError::Refused)
+    } else {
+        shared.names.run(NAMES_LIMIT, move || question.answer()).await
+    };
+    {
+        let mut state = shared.state();
+        state.naming.remove(&key);
         match answer {
             Ok(answer) => {
-                let lines = keep(&mut shared.state(), key, answer);
-                names.lines.extend(lines);
-                pending.files.remove(&key);
+                let lines = keep(&mut state, key, answer);
+                // Nobody may be waiting any more.
+                let _ = done.send((key, lines));
             }
-            Err(error) => failed(&mut shared.state(), key, &error),
+            Err(error) => failed(&mut state, key, &error),
         }
     }
+    shared.arrived.notify_waiters();
 }
 
 /// What to ask of an executable; `None` when there is nothing to read it from.
@@ -309,7 +360,7 @@ fn keep(state: &mut State, key: ExecutableKey, answer: Answer) -> Vec<(Frame, Li
         }
         if let Some(problem) = answer.problem.filter(|_| !entry.warned) {
             entry.warned = true;
-            warn!("{}: {problem}; some of its frames may have no names", entry.path);
+            warn_sparingly(format_args!("{}: {problem}; some of its frames may have no names", entry.path));
         }
     }
     result
@@ -318,36 +369,56 @@ fn keep(state: &mut State, key: ExecutableKey, answer: Answer) -> Vec<(Frame, Li
 /// Gives an executable up whose names could not be read.
 fn failed(state: &mut State, key: ExecutableKey, error: &JobError) {
     let Some(Executable { kind, path, .. }) = state.executables.get(key).cloned() else { return };
-    warn!("cannot read the names of {path}: {error}; its frames have no names");
-    if matches!(error, JobError::TimedOut(_)) {
-        state.counts.executables_timed_out += 1;
-        if state.executables.strike(kind, Instant::now()) {
-            warn!("the device of {path} hangs: nothing is read from it for ten minutes");
-        }
-    }
-    if *error != JobError::Refused
+    warn_sparingly(format_args!("cannot read the names of {path}: {error}; its frames have no names"));
+    let facts = not_done(state, kind, &path, error, Instant::now());
+    if let Facts::Unreadable(_) = facts
         && let Some(entry) = state.executables.get_mut(key)
     {
-        entry.facts = Facts::Unreadable(error.to_string().into());
+        entry.facts = facts;
     }
 }
 
 async fn resolve_anonymous(shared: &Arc<Shared>, pending: &Pending) {
-    for (key, addresses) in &pending.anonymous {
-        let question = {
-            let mut state = shared.state();
+    let questions: Vec<(JitKey, JitQuestion)> = {
+        let mut state = shared.state();
+        let question = |(key, addresses): (&JitKey, &BTreeSet<u64>)| {
             let unresolved = state.jit.unresolved(*key, addresses);
-            if unresolved.is_empty() { None } else { state.jit.question(*key, unresolved) }
+            let question = if unresolved.is_empty() { None } else { state.jit.question(*key, unresolved) };
+            Some((*key, question?))
         };
-        let Some(question) = question else { continue };
-        match shared.files.run(NAMES_LIMIT, move || question.answer()).await {
+        pending.anonymous.iter().filter_map(question).collect()
+    };
+    // Goes on when nobody waits for it any more: what was read is there for the next window.
+    let reading = tokio::spawn(read_perf_maps(Arc::clone(shared), questions));
+    // It does nothing that could fail.
+    let _ = reading.await;
+}
+
+/// Small maps first: who has a large one waits, and not those who have not. If large ones are being read, only small ones.
+async fn read_perf_maps(shared: Arc<Shared>, questions: Vec<(JitKey, JitQuestion)>) {
+    let mut questions: Vec<_> =
+        questions.into_iter().map(|(key, question)| (question.unread(), key, question)).collect();
+    questions.sort_unstable_by_key(|(unread, ..)| *unread);
+    for (unread, key, question) in questions {
+        let begun = Instant::now();
+        if !shared.state().jit.begin_reading(unread, begun) {
+            shared.state().counts.perf_maps_put_off += 1;
+            continue;
+        }
+        let answered = shared.files.run(NAMES_LIMIT, move || question.answer()).await;
+        let ended = Instant::now();
+        let mut state = shared.state();
+        state.jit.end_reading(unread, ended.duration_since(begun), ended);
+        match answered {
             Ok(answer) => {
                 if let Some(problem) = &answer.problem {
                     debug!("a perf map: {problem}");
                 }
-                shared.state().jit.answer(*key, &answer);
+                state.jit.answer(key, &answer);
             }
-            Err(error) => warn!("cannot read a perf map: {error}; the process's own code has no names"),
+            Err(error) => warn_sparingly(format_args!(
+                "cannot read a perf map: {error}; the process's own code has no names"
+            )),
         }
     }
 }
@@ -392,4 +463,28 @@ fn finish(shared: &Shared, used: &[ExecutableKey], pending: &Pending, names: &mu
 fn one_line(name: &str, file: String) -> Lines {
     let function = Function { name: name.to_owned(), system_name: name.to_owned(), file };
     Arc::new([Line { function: Arc::new(function), line: 0 }])
+}
+
+#[cfg(test)]
+mod tests {
+    use ipc::Identity;
+
+    use super::*;
+    use crate::targets::TargetMaker;
+
+    #[test]
+    fn a_file_that_nobody_could_read_yet_is_not_given_up() {
+        let maker = TargetMaker::new("n", []);
+        let (shared, _outbox) =
+            Shared::new(maker, true, 20 << 20, Duration::from_secs(10), None, Arc::default());
+        let mut state = shared.state();
+        let kind = ExecutableKind::File(Identity { device: 1, inode: 1, ctime: 0, ctime_nanos: 0, size: 1 });
+        let limit = Duration::from_secs(1);
+        let mut facts = |error| not_done(&mut state, kind, "/x", &error, Instant::now());
+        assert!(matches!(facts(JobError::Refused), Facts::Unread));
+        for error in [JobError::Panicked, JobError::TimedOut(limit), JobError::Hung(limit)] {
+            assert!(matches!(facts(error), Facts::Unreadable(_)));
+        }
+        assert_eq!(state.counts.executables_timed_out, 2);
+    }
 }

@@ -24,6 +24,9 @@ use crate::{
 
 /// Names of long windows are looked up this often, so that files need not be held open until the end.
 const PASS: Duration = Duration::from_secs(10);
+/// Names may take so long at least, however short windows are; otherwise this part of a window, so that one is finished before the next ends.
+const SHORTEST: Duration = Duration::from_secs(2);
+const PART: f64 = 0.75;
 /// Windows that may wait for those before them to be finished.
 const MAX_WAITING: usize = 1;
 
@@ -51,7 +54,7 @@ pub async fn run(shared: Arc<Shared>, length: Duration, sinks: Sinks, stop: ones
         // Without a sender, those that are finished were the last.
         drop(sender);
     };
-    tokio::join!(ending, finish(&shared, receiver, sinks));
+    tokio::join!(ending, finish(&shared, length, receiver, sinks));
 }
 
 async fn end(shared: &Arc<Shared>, length: Duration, finished: &mpsc::Sender<Window>) {
@@ -63,7 +66,9 @@ async fn end(shared: &Arc<Shared>, length: Duration, finished: &mpsc::Sender<Win
             sleep_until((Instant::now() + PASS).into()).await;
             let stacks = shared.state().window().stacks.get(named..).map(<[_]>::to_vec).unwrap_or_default();
             named += stacks.len();
-            drop(resolve::names(shared, &stacks).await);
+            // The window ends in time, whatever this takes.
+            let left = due.saturating_duration_since(Instant::now());
+            drop(resolve::names(shared, &stacks, left).await);
             shared.state().executables.close_old(Instant::now());
         }
         sleep_until(due.into()).await;
@@ -83,12 +88,12 @@ async fn end(shared: &Arc<Shared>, length: Duration, finished: &mpsc::Sender<Win
     }
 }
 
-async fn finish(shared: &Arc<Shared>, mut windows: mpsc::Receiver<Window>, sinks: Sinks) {
+async fn finish(shared: &Arc<Shared>, length: Duration, mut windows: mpsc::Receiver<Window>, sinks: Sinks) {
     while let Some(window) = windows.recv().await {
         let begun = Instant::now();
         let limit = shared.discovery.longest_settle();
         let (names, ()) = tokio::join!(
-            resolve::names(shared, &window.stacks),
+            resolve::names(shared, &window.stacks, length.mul_f64(PART).max(SHORTEST)),
             shared.discovery.settle(window.origins.keys().map(Arc::as_ref), limit)
         );
         let (number, maker, discovery) =

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -21,15 +21,21 @@ static STUCK: AtomicUsize = AtomicUsize::new(0);
 /// Why a job gave no answer.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum JobError {
-    /// It took longer than its limit; its thread is given up until it comes back by itself.
+    /// It took longer than its limit, and was at work; its thread is given up until it comes back by itself.
     #[error("no answer within {} ms", .0.as_millis())]
     TimedOut(Duration),
+    /// The same, but its thread waits: for a file that is read, since nothing else can be waited for there.
+    #[error("its file has not been read within {} ms", .0.as_millis())]
+    Hung(Duration),
     /// It panicked: a fault of ours, which cost this one answer.
     #[error("the parser failed")]
     Panicked,
     /// Too many threads are stuck already.
     #[error("too many files are stuck already")]
     Refused,
+    /// Too many jobs wait already.
+    #[error("too many files wait already")]
+    Busy,
 }
 
 /// Runs a few jobs at a time.
@@ -60,18 +66,32 @@ impl Worker {
         if Self::stuck() >= MAX_STUCK {
             return Err(JobError::Refused);
         }
-        let mut handle = spawn_blocking(job);
+        let thread = Arc::new(AtomicI32::new(0));
+        let of_job = Arc::clone(&thread);
+        let mut handle = spawn_blocking(move || {
+            of_job.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
+            job()
+        });
         if let Ok(result) = timeout(limit, &mut handle).await {
             return result.map_err(|_| JobError::Panicked);
         }
+        let waits = waits(thread.load(Ordering::Relaxed));
         STUCK.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             // Whether it comes back with an answer or a panic, nobody waits for it any more.
             drop(handle.await);
             STUCK.fetch_sub(1, Ordering::Relaxed);
         });
-        Err(JobError::TimedOut(limit))
+        Err(if waits { JobError::Hung(limit) } else { JobError::TimedOut(limit) })
     }
+}
+
+/// Whether a thread of this process is neither on a CPU nor waiting for one (`proc_pid_stat(5)`: the state behind the name, which may hold
+/// anything). One that has not begun is not.
+fn waits(thread: i32) -> bool {
+    let stat = std::fs::read(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
+    let end_of_name = stat.iter().rposition(|byte| *byte == b')');
+    end_of_name.and_then(|end| stat.get(end + 2)).is_some_and(|state| *state != b'R')
 }
 
 #[cfg(test)]
@@ -86,10 +106,20 @@ mod tests {
         let (release, wait) = mpsc::channel::<()>();
         let limit = Duration::from_millis(20);
         let stuck = worker.run(limit, move || wait.recv().is_ok()).await;
-        assert_eq!(stuck, Err(JobError::TimedOut(limit)));
+        assert_eq!(stuck, Err(JobError::Hung(limit)));
         assert!(Worker::stuck() >= 1);
         assert_eq!(worker.run(Duration::from_secs(10), || 7).await, Ok(7));
         drop(release);
+    }
+
+    #[tokio::test]
+    async fn one_that_works_too_long_does_not_hang() {
+        let worker = Worker::new(1);
+        let end = Arc::new(AtomicUsize::new(0));
+        let (limit, until) = (Duration::from_millis(20), Arc::clone(&end));
+        let busy = move || while until.load(Ordering::Relaxed) == 0 {};
+        assert_eq!(worker.run(limit, busy).await, Err(JobError::TimedOut(limit)));
+        end.store(1, Ordering::Relaxed);
     }
 
     #[tokio::test]

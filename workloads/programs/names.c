@@ -7,9 +7,9 @@ static void *worker(void *name) {
 }
 
 int main(int argc, char **argv) {
-    static const char *names[] = {"\xff\xfe" "bytes", "a b;c \"d\"", "<b>x</b>\n&amp;"};
+    static const char *names[] = {"\xff\xfe" "bytes", "a b;c \"d\"", "<b>x</b>\n&amp;", "\x1b[31mred\x1b[2J"};
     prctl(PR_SET_NAME, "names\n\xff\"<i>");
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         pthread_t thread;
         if (pthread_create(&thread, 0, worker, (void *)names[i])) fail("pthread_create");
     }

@@ -94,6 +94,15 @@ pub fn breeder() -> Result<PathBuf, BuildError> {
     in_c("breeder", &format!("{PRELUDE}#line 1\n{}", include_str!("../programs/breeder.c")), &["-w"])
 }
 
+/// What an ordinary process can do to whoever looks at it; see `programs/floods.c`.
+pub fn floods() -> Result<PathBuf, BuildError> {
+    in_c(
+        "floods",
+        &format!("{PRELUDE}#line 1\n{}", include_str!("../programs/floods.c")),
+        &["-w", "-pthread"],
+    )
+}
+
 fn in_cpp(name: &str, source: &str) -> Result<PathBuf, BuildError> {
     let flags = ["-O2", "-fomit-frame-pointer", "-fno-optimize-sibling-calls", "-pthread"];
     compile(name, Language::Cpp, source, &flags)
@@ -142,7 +151,9 @@ mod tests {
 
     #[test]
     fn the_others_compile() {
-        for path in [churn_loader(), frameless_brief("unit-brief"), spawner(), templates(), thread_starts()] {
+        for path in
+            [churn_loader(), floods(), frameless_brief("unit-brief"), spawner(), templates(), thread_starts()]
+        {
             assert!(path.unwrap().exists());
         }
     }

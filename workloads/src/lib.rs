@@ -17,7 +17,8 @@ pub use catalogue::{
 };
 pub use churn::{
     CHURN_LIBRARIES, TEMPLATE_DEPTH, breeder, churn_library, churn_library_chain, churn_loader, crowd,
-    ends_at_once, frameless_brief, spawner, templates, thread_starts, tiny, tiny_chain, tiny_for_longer,
+    ends_at_once, floods, frameless_brief, spawner, templates, thread_starts, tiny, tiny_chain,
+    tiny_for_longer,
 };
 pub use frameless::{Frameless, SECRET, exceptions, frameless, rust_release};
 pub use remapped::{Remapped, remapped};

@@ -1,5 +1,5 @@
 //! What it costs to know containers by their names: memory and CPU of the uploader on a node with 1,000 pods and 5,000 processes, with and
-//! without asking an API server. By `script/bench-discovery`. Prints a table in Markdown.
+//! without asking an API server, and while pods change. By `script/bench-discovery`. Prints a table in Markdown.
 
 use std::{
     fs::File,
@@ -26,9 +26,10 @@ const PODS: usize = 1000;
 const CONTAINERS: usize = 3;
 /// Processes in units, beside one in each container.
 const OTHERS: usize = 2000;
-/// How long each state is measured, in turns.
+/// How long each state is measured.
 const SECONDS: u64 = 60;
-const TURNS: usize = 1;
+/// Pods that change in a second, in one state: far more than a node's pods do.
+const CHANGING: usize = 20;
 
 fn id(pod: usize, container: usize) -> String {
     format!("{:064x}", pod * CONTAINERS + container + 1)
@@ -98,13 +99,34 @@ fn cgroups(folder: &Path, uids: &[String]) -> (Vec<Cgroup>, String) {
     (made, list.display().to_string())
 }
 
-/// Both halves for a while: what the uploader and the collector have used meanwhile, and how long the names took to be known.
-fn measure(flags: Vec<String>, pods: usize) -> ([Usage; 2], Duration) {
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    NotAsked,
+    Quiet,
+    /// So many of the pods change each second.
+    Changing(usize),
+}
+
+/// What a state has cost.
+struct Cost {
+    uploader: Usage,
+    collector: Usage,
+    /// Most memory that the uploader had meanwhile, in KiB.
+    most: u64,
+    /// Pods that changed meanwhile.
+    changed: usize,
+    /// How long it took until all were known.
+    known: Duration,
+}
+
+/// Both halves for a while.
+fn measure(flags: Vec<String>, state: State, cluster: &Cluster) -> Cost {
     let system = System::start(Options { window: "10s", uploader_flags: flags, ..Options::default() });
     let begun = Instant::now();
-    if pods > 0 {
+    if state != State::NotAsked {
         wait_for("all pods are known", 120, || {
-            (system.metric("bulkhead_kubernetes_pods") >= pods as f64).then_some(())
+            (system.metric("bulkhead_kubernetes_pods") >= PODS as f64).then_some(())
         });
     }
     let known = begun.elapsed();
@@ -112,16 +134,31 @@ fn measure(flags: Vec<String>, pods: usize) -> ([Usage; 2], Duration) {
     thread::sleep(Duration::from_secs(30));
     let halves = [system.uploader_pid(), system.collector_pid()];
     let before = halves.map(usage);
-    thread::sleep(Duration::from_secs(SECONDS));
-    let mut after = halves.map(usage);
-    for (after, before) in after.iter_mut().zip(before) {
-        after.cpu -= before.cpu;
+    let (mut most, mut changed) = (before[0].resident, 0);
+    let start = Instant::now();
+    while let Some(second) = Some(start.elapsed().as_secs()).filter(|second| *second < SECONDS) {
+        if let State::Changing(pods) = state {
+            let value = format!("example.com/changed={second}");
+            let names = (0..pods).map(|number| format!("shop-{}", (changed + number) % PODS));
+            let mut line = vec!["annotate".to_owned(), "--overwrite".to_owned(), "pods".to_owned()];
+            line.extend(names.chain([value]));
+            cluster.kubectl(&line.iter().map(String::as_str).collect::<Vec<_>>(), "");
+            changed += pods;
+        }
+        thread::sleep(Duration::from_secs(second + 1).saturating_sub(start.elapsed()));
+        most = most.max(usage(halves[0]).resident);
     }
+    let seconds = start.elapsed().as_secs_f64();
+    let [uploader, collector] = [0, 1].map(|half| {
+        let after = usage(halves[half]);
+        // A second's, so that a state that took longer is the same.
+        Usage { cpu: (after.cpu - before[half].cpu) / seconds, ..after }
+    });
     let targets: Vec<Value> = serde_json::from_slice(&system.get("/api/targets").body).expect("a list");
     let with_pod = targets.iter().filter(|target| target["labels"].get("pod").is_some()).count();
     eprintln!("{} targets, {with_pod} of them with a pod", targets.len());
-    assert!((with_pod > PODS) == (pods > 0), "names are known where they are asked for");
-    (after, known)
+    assert!((with_pod > PODS) == (state != State::NotAsked), "names are known where they are asked for");
+    Cost { uploader, collector, most, changed, known }
 }
 
 fn main() {
@@ -137,25 +174,33 @@ fn main() {
     with.retain(|flag| !flag.starts_with("--node="));
     with.push(format!("--node={NODE}"));
     println!(
-        "| pods | CPU of the uploader | its memory | CPU of the collector | its memory | all names known after |"
+        "| pods | CPU of the uploader | its memory | at most | CPU of the collector | its memory | all names known after |"
     );
-    println!("|---|---|---|---|---|---|");
-    for turn in 1..=TURNS {
-        eprintln!("turn {turn} of {TURNS}");
-        for (flags, pods) in [(vec!["--kubernetes=false".to_owned()], 0), (with.clone(), PODS)] {
-            let ([uploader, collector], known) = measure(flags, pods);
-            let share = |usage: Usage| usage.cpu / SECONDS as f64 * 100.0;
-            let mebibytes = |usage: Usage| usage.resident as f64 / 1024.0;
-            let known = if pods > 0 { format!("{:.1} s", known.as_secs_f64()) } else { String::new() };
-            println!(
-                "| {} | {:.2} % | {:.1} MiB | {:.2} % | {:.1} MiB | {known} |",
-                if pods > 0 { pods.to_string() } else { "not asked for".into() },
-                share(uploader),
-                mebibytes(uploader),
-                share(collector),
-                mebibytes(collector),
-            );
-        }
+    println!("|---|---|---|---|---|---|---|");
+    for state in [State::NotAsked, State::Quiet, State::Changing(CHANGING)] {
+        let flags =
+            if state == State::NotAsked { vec!["--kubernetes=false".to_owned()] } else { with.clone() };
+        let cost = measure(flags, state, &cluster);
+        let share = |usage: Usage| usage.cpu * 100.0;
+        let mebibytes = |kibibytes: u64| kibibytes as f64 / 1024.0;
+        println!(
+            "| {} | {:.2} % | {:.1} MiB | {:.1} MiB | {:.2} % | {:.1} MiB | {} |",
+            match state {
+                State::NotAsked => "not asked for".into(),
+                State::Quiet => PODS.to_string(),
+                State::Changing(_) => format!("{PODS}, {} changed in {SECONDS} s", cost.changed),
+            },
+            share(cost.uploader),
+            mebibytes(cost.uploader.resident),
+            mebibytes(cost.most),
+            share(cost.collector),
+            mebibytes(cost.collector.resident),
+            if state == State::NotAsked {
+                String::new()
+            } else {
+                format!("{:.1} s", cost.known.as_secs_f64())
+            },
+        );
     }
     drop(running);
     // No kubelet lets go of these pods: they end with the servers.

@@ -15,10 +15,12 @@ use workloads::{CHURN_LIBRARIES, CallTree, Start, churn_library, churn_loader};
 const MINUTES: usize = 30;
 /// How often both halves are looked at in a minute.
 const LOOKS: u32 = 6;
-/// A process after the other, and each third of a second an executable that nobody has seen before.
+/// A process after the other, a program that nobody has seen before every other second, and copies of it, which are files that nobody has
+/// seen before: within twenty minutes so many that whatever remembers files has no room for more.
 const STARTS: &str = "cd \"$1\"; i=0; while :; do i=$((i + 1)); \
-    echo \"int main(void) { volatile int i = 0; while (i < 5000000 + $i) i++; }\" >new.c; cc -O1 -o new new.c; ./new; rm new; \
-    j=0; while [ $j -lt 100 ]; do j=$((j + 1)); /bin/true; done; done";
+    echo \"int main(void) { volatile int i = 0; while (i < 5000000 + $i) i++; }\" >new.c; cc -O1 -o new new.c; ./new; \
+    j=0; while [ $j -lt 30 ]; do j=$((j + 1)); cp new copy; ./copy; rm copy; done; rm new; \
+    j=0; while [ $j -lt 50 ]; do j=$((j + 1)); /bin/true; done; done";
 /// What grows by less than this share and this much from one third of the time to the next is flat: chance does as much.
 const FLAT_SHARE: f64 = 0.05;
 const COLUMNS: [(&str, f64); 5] = [
@@ -61,15 +63,22 @@ fn main() -> ExitCode {
         eprintln!("usage: soak [MINUTES], at least 3");
         return ExitCode::FAILURE;
     };
-    let system = System::start(Options { window: "10s", store: true, ..Options::default() });
+    // Little, so that what remembers names is full within minutes: what grows then is something else.
+    let uploader_flags = vec!["--name-cache-size=2MiB".to_owned()];
+    let system = System::start(Options { window: "10s", store: true, uploader_flags, ..Options::default() });
     let trees = ["soak-a", "soak-b"].map(|name| CallTree::standard(name, Start::Bare).build());
     let trees: Vec<_> = trees.into_iter().map(|path| path.expect("a compiler")).collect();
     let libraries: Vec<_> =
         (1..=CHURN_LIBRARIES).map(|number| churn_library(number).expect("a compiler")).collect();
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut load: Vec<Running> = trees.iter().map(|path| Running::start(path, &[""; 0])).collect();
-    load.push(Running::start(&churn_loader().expect("a compiler"), &libraries));
-    load.push(Running::shell(STARTS, &[folder.path()]));
+    let loader = churn_loader().expect("a compiler");
+    let start: Vec<Box<dyn Fn() -> Running>> = vec![
+        Box::new(|| Running::start(&trees[0], &[""; 0])),
+        Box::new(|| Running::start(&trees[1], &[""; 0])),
+        Box::new(|| Running::start(&loader, &libraries)),
+        Box::new(|| Running::shell(STARTS, &[folder.path()])),
+    ];
+    let mut load: Vec<Running> = start.iter().map(|start| start()).collect();
 
     let names = COLUMNS.map(|(name, _)| name).join(" | ");
     println!("| minute | {names} | samples | records | lost | profiles |");
@@ -80,6 +89,12 @@ fn main() -> ExitCode {
         for _ in 0..LOOKS {
             thread::sleep(Duration::from_mins(1) / LOOKS);
             rows.push(look(&system));
+            // Programs with a known profile end by themselves after ten minutes.
+            for (running, start) in load.iter_mut().zip(&start) {
+                if running.status().is_some() {
+                    *running = start();
+                }
+            }
         }
         let counts = [
             "bulkhead_collector_samples_total",

@@ -156,6 +156,17 @@ fn it_is_known_whether_rows_are_awaited() {
     assert_eq!(state(&store), TableEntry::KNOWN);
     store.remove(ExecutableId(1), 0);
     assert!(store.awaits(ExecutableId(1)), "evicted, and asked for again");
+    // Whoever has its number next is another.
+    store.give_up(ExecutableId(1));
+    store.remove(ExecutableId(1), 0);
+    store.give_up(ExecutableId(1));
+    let number = store.numbers[&ExecutableId(1)];
+    store.retain(|_| false, 0);
+    store.used(ExecutableId(2), 1, 0);
+    assert_eq!(store.numbers[&ExecutableId(2)], number);
+    assert!(store.awaits(ExecutableId(2)));
+    store.retain(|_| false, 0);
+    store.used(ExecutableId(1), 1, 0);
     for bad in [rows(201, 0), rows(1, 7)] {
         store.remove(ExecutableId(1), 0);
         assert!(send(&mut store, 1, &[rule(8)], &[(0, 1)], &bad, 0).is_err());

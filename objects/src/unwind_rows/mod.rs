@@ -62,7 +62,12 @@ impl UnwindRows {
         Self::read_within(file, max_rows, MAX_TIME)
     }
 
-    fn read_within(file: &dyn ReadAt, max_rows: usize, time: Duration) -> Result<Self, ObjectError> {
+    /// The same in less time, or more. When it is over, `problem` is [`ObjectError::TooMuchWork`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`UnwindRows::read`].
+    pub fn read_within(file: &dyn ReadAt, max_rows: usize, time: Duration) -> Result<Self, ObjectError> {
         let elf = Elf::read(file)?;
         if elf.machine != EM_X86_64 || !elf.encoding.little_endian || elf.encoding.class != Class::Elf64 {
             return Err(ObjectError::Unsupported("the unwind information of this machine"));

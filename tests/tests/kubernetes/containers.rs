@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fs};
 use rustix::process::Signal;
 use tests::{
     cluster::{Cluster, NODE, Pod},
+    process::run,
     system::{Options, System, alone, publish},
     wait::wait_for,
 };
@@ -92,6 +93,31 @@ fn containers_have_the_names_of_their_pods() {
     let prepare = brief.iter().find(|labels| value(labels, "container") == "prepare").unwrap();
     assert_eq!((value(prepare, "init"), value(prepare, "app")), ("yes", "shop"));
 
+    // A container that comes to a pod that runs already.
+    let path = "/api/v1/namespaces/default/pods/several/ephemeralcontainers";
+    let pod = cluster.kubectl(&["get", "--raw", path], "");
+    let mut pod: serde_json::Value = serde_json::from_str(&pod).unwrap();
+    pod["spec"]["ephemeralContainers"] = serde_json::json!([{
+        "name": "debug", "image": "bulkhead.test/workload:1", "imagePullPolicy": "Never", "command": ["/tree-bare"],
+    }]);
+    cluster.kubectl(&["replace", "--raw", path, "-f", "-"], &pod.to_string());
+    system.collect("{comm=\"tree-bare\",pod=\"several\",container=\"debug\"}", 20, 60);
+
+    // What `check` shows of it.
+    let program = system.place().path("bin/bulkhead-uploader").display().to_string();
+    let flags = cluster.flags("bulkhead");
+    let mut line = vec![program.as_str(), "check", "--socket-path=none"];
+    line.extend(flags.iter().map(String::as_str));
+    let (status, shown) = run(&line);
+    assert!(status.success(), "{shown}");
+    let shown: Vec<_> =
+        shown.lines().filter(|line| line.contains(&format!("containerid=\"{id}\""))).collect();
+    let is_named = |line: &&str| line.contains("container=\"known\"") && line.contains("pod=\"several\"");
+    assert!(!shown.is_empty() && shown.iter().all(is_named), "{shown:?}");
+    // What the environment of a container holds is nobody's label.
+    let targets = system.get("/api/targets").text();
+    assert!(!targets.contains("secret-word"), "{targets}");
+
     // Its labels change while it runs; then it goes, and its names stay for a while.
     cluster.kubectl(&["label", "pod", "several", "app=other", "--overwrite"], "");
     system.collect("{comm=\"brief\",pod=\"several\",app=\"other\"}", 20, 60);
@@ -108,7 +134,10 @@ fn what_lives_for_a_moment_has_names_too() {
     let system = system(&cluster, "bulkhead", &[]);
     // Whole containers that live for 20 ms, or a little more: the kubelet tells of them when they have ended.
     for number in 0..5 {
-        cluster.run(&Pod::of(&format!("moment-{number}"), "exec /brief"), "Succeeded");
+        let name = format!("moment-{number}");
+        cluster.run(&Pod::of(&name, "exec /brief"), "Succeeded");
+        // Gone before the window ends, with what it was called.
+        cluster.delete(&name);
     }
     // A container that ends again and again has a new id each time.
     let again = Pod { restart: "Always", ..Pod::of("again", "/brief 300000; exit 1") };
@@ -187,11 +216,12 @@ fn who_may_not_ask_profiles_without_names() {
     cluster.run(&Pod::of("hidden", "exec /tree-bare"), "Running");
     let system = system(&cluster, "nobody", &[]);
     system.collect("{comm=\"tree-bare\",containerid=~\"[0-9a-f]{64}\"}", 50, 60);
-    wait_for_sentence(&system, "verbs get, list and watch on pods");
+    wait_for_sentence(&system, "verbs list and watch on pods");
     assert!(targets(&system, "tree-bare").iter().all(|labels| !labels.contains_key("pod")));
     let log = system.place().log("uploader");
-    let lines = log.lines().filter(|line| line.contains("forbidden")).count();
-    assert_eq!(lines, 1, "{log}");
+    let lines = |what: &str| log.lines().filter(|line| line.contains(what)).count();
+    let counts = ["pods is forbidden", "verb get on nodes", "forbidden"].map(lines);
+    assert_eq!(counts, [1, 1, 2], "{log}");
     // Profiles of nothing at all, where only pods were asked for.
     drop(system);
     let system = self::system(&cluster, "nobody", &["--pod-label-selector=test"]);
@@ -215,4 +245,18 @@ fn only_pods_with_these_labels() {
     // A pod that comes to have the label is profiled from then on.
     cluster.kubectl(&["label", "pod", "back", "tier=web", "--overwrite"], "");
     system.collect("{comm=\"tree-bare\",pod=\"back\"}", 20, 60);
+    // One that has it no more is not, though its name is known for a while.
+    cluster.kubectl(&["label", "pod", "back", "tier=db", "--overwrite"], "");
+    wait_for("it is profiled no more", 90, || {
+        let windows = system.metric("bulkhead_windows_total");
+        wait_for("another window", 20, || {
+            (system.metric("bulkhead_windows_total") >= windows + 2.0).then_some(())
+        });
+        let last: Vec<serde_json::Value> = serde_json::from_slice(&system.get("/api/targets").body).unwrap();
+        let newest = last.iter().map(|target| target["last_profile"].as_str().unwrap().to_owned()).max()?;
+        let of_back = |target: &&serde_json::Value| {
+            target["last_profile"] == newest.as_str() && target["labels"]["pod"] == "back"
+        };
+        last.iter().find(of_back).is_none().then_some(())
+    });
 }

@@ -10,7 +10,7 @@ use std::{
 use rustix::process::Signal;
 use tests::{
     cluster::{Cluster, Pod},
-    process::Running,
+    process::{Running, run},
     system::{Options, System, UPLOADER_USER, alone, as_user, built, ids, publish},
     wait::wait_for,
 };
@@ -299,6 +299,8 @@ fn nothing_but_lists_comes_through_the_proxy() {
         "--network=none",
         "bulkhead.test/workload:1",
         "/busybox",
+        "sleep",
+        "600",
     ]);
     let inspect = format!("/containers/{id}/json");
     for (path, is_there) in [
@@ -318,6 +320,15 @@ fn nothing_but_lists_comes_through_the_proxy() {
             assert_ne!(status(&docker, &arguments), "404", "{path}");
         }
     }
+    // What it lists of it: no command, and nothing of its environment.
+    cluster.docker(&["start", &id]);
+    let socket = of_docker.display().to_string();
+    let (_, listed) =
+        run(&["curl", "--silent", "--max-time", "20", "--unix-socket", &socket, "http://d/containers/json"]);
+    assert!(listed.contains(&id), "{listed}");
+    for secret in ["word", "TOKEN", "Command", "busybox", "Mounts"] {
+        assert!(!listed.contains(secret), "{secret}: {listed}");
+    }
     for method in ["POST", "PUT", "DELETE", "PATCH"] {
         for path in
             ["/containers/json", "/version", "/events", "/containers/create", &format!("/containers/{id}")]
@@ -327,7 +338,7 @@ fn nothing_but_lists_comes_through_the_proxy() {
         }
     }
     assert!(cluster.docker(&["ps", "--all", "--no-trunc"]).contains(&id), "it is still there");
-    cluster.docker(&["rm", &id]);
+    cluster.docker(&["rm", "--force", &id]);
 
     // Others than the user who may are turned away before a byte of theirs is read.
     fs::set_permissions(&of_docker, Permissions::from_mode(0o777)).unwrap();

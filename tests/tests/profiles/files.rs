@@ -1,7 +1,9 @@
 //! Files that are replaced, deleted, broken or cut while they run.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, Permissions},
+    os::unix::ffi::OsStrExt as _,
     os::unix::fs::{FileExt as _, PermissionsExt as _, chown},
     path::Path,
 };
@@ -181,14 +183,24 @@ fn a_program_that_only_its_owner_may_read(system: &System) {
 fn odd_paths_are_kept(system: &System) {
     let folder = tempfile::tempdir().unwrap();
     let source = CallTree::standard("odd-path", Start::Bare).build().unwrap();
-    for name in ["odd a b", "odd\ttab", "odd trailing "] {
-        let path = folder.path().join(name);
+    for (name, comm) in [
+        (&b"odd a b"[..], "odd a b"),
+        (b"odd\ttab", "odd.*tab"),
+        (b"odd trailing ", "odd trailing "),
+        (b"odder\n\"\x1b[2J\xff", "odder.*"),
+    ] {
+        let path = folder.path().join(OsStr::from_bytes(name));
         copy(&source, &path);
         let _running = Running::start(&path, &[""; 0]);
-        let comm = name.replace('\t', ".*");
+        let name = String::from_utf8_lossy(name);
         let profile = system.collect(&format!("{{comm=~\"{comm}\"}}"), 30, 60);
         assert!(profile.count(|stack| stack.has_run(&["parse", "main", "_start"])) > 0, "{}", profile.dump());
-        let stem = name.split(['\t', ' ']).next().unwrap_or_default();
+        let stem = name.split(['\t', ' ', '\n']).next().unwrap_or_default();
+        assert!(
+            !profile.mappings.iter().any(|(file, _)| file.contains(char::is_control)),
+            "{:?}",
+            profile.mappings
+        );
         assert!(
             profile
                 .mappings

@@ -20,7 +20,7 @@ const CALLERS: [(&str, &[&str]); 3] = [
 
 fn kernel_frames_have_right_names_above_user_frames(system: &System) {
     let _running = Running::start(&program(Program::Syscalls).unwrap(), &[""; 0]);
-    let profile = system.collect_settled("syscalls", 400);
+    let profile = system.collect_settled("syscalls", 1000);
     let symbols: HashSet<String> = fs::read_to_string("/proc/kallsyms")
         .unwrap()
         .lines()
@@ -50,7 +50,9 @@ fn kernel_frames_have_right_names_above_user_frames(system: &System) {
             stack.frames[0].is_kernel() && stack.user().take(2).any(|frame| frame.name == function)
         };
         let all = profile.count(from);
-        assert!(all > 10, "{function} was seen {all} times:\n{}", profile.dump());
+        // How much of its time the shortest of all system calls takes differs between machines: a hundredth, on some.
+        let least = if function == "ask_parent" { 2 } else { 10 };
+        assert!(all > least, "{function} was seen {all} times:\n{}", profile.dump());
         let right = profile.count(|stack| {
             from(stack) && on_the_way.iter().any(|name| stack.frames.iter().any(|frame| frame.name == *name))
         });

@@ -174,9 +174,10 @@ fn odd_names_are_text(system: &System) {
     let profile = system.collect("{comm=~\"names.*\"}", 200, 60);
     assert!(profile.count(|stack| stack.has_run(&["named_leaf", "worker"])) > 0, "{}", profile.dump());
     let threads: Vec<_> = profile.stacks.iter().filter_map(|stack| stack.labels.get("thread_name")).collect();
-    for part in ["bytes", "a b;c \"d\"", "<b>x</b>"] {
+    for part in ["bytes", "a b;c \"d\"", "<b>x</b>", r"\x1b[31mred\x1b"] {
         assert!(threads.iter().any(|name| name.contains(part)), "{part} in {threads:?}");
     }
+    assert!(!threads.iter().any(|name| name.contains(char::is_control)), "{threads:?}");
     // As JSON and as a page: bytes that are no text are replaced, markup is not markup.
     let targets: serde_json::Value = serde_json::from_slice(&system.get("/api/targets").body).unwrap();
     // Under the name that it had before as well, if it was sampled then.

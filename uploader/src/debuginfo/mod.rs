@@ -31,6 +31,7 @@ use self::{
 };
 use crate::{
     backoff::Backoff,
+    sparingly::warn_sparingly,
     store::parca::{Failure, Parca},
 };
 
@@ -77,15 +78,19 @@ pub async fn run(offers: Arc<Offers>, store: Arc<Parca>, files: DebugFiles, allo
                 (error.outcome(), Then::Never)
             }
             Err(Problem::Copy(error)) => {
-                warn!("no debug information of {path} is sent: {error}");
+                warn_sparingly(format_args!("no debug information of {path} is sent: {error}"));
                 (error.outcome(), Then::Again(AGAIN_HERE))
             }
             Err(Problem::Store(Failure::Refused(reason))) => {
-                warn!("the store refuses debug information of {path} for good: {reason}");
+                warn_sparingly(format_args!(
+                    "the store refuses debug information of {path} for good: {reason}"
+                ));
                 ("refused", Then::Never)
             }
             Err(Problem::Store(Failure::Stumbles(code, reason))) => {
-                warn!("the store fails at debug information of {path}: {reason} ({code})");
+                warn_sparingly(format_args!(
+                    "the store fails at debug information of {path}: {reason} ({code})"
+                ));
                 ("failed", Then::Again(AGAIN_HERE))
             }
             Err(Problem::Store(Failure::Later(code, reason) | Failure::TooMuch(code, reason))) => {

@@ -1,10 +1,11 @@
-//! What containers are, told by those who run them. Each who is asked fills an index of its own ([`Source`]); they are asked when a window
-//! ends: by then what has begun in it is known, also if it has ended since.
+//! What containers are, told by those who run them, and what systemd says of its units. Each who is asked fills an index of its own ([`Source`],
+//! [`Systemd`]); they are asked when a window ends: by then what has begun in it is known, also if it has ended since.
 
 pub mod kubernetes;
 mod pods;
 pub mod runtimes;
 mod source;
+pub mod systemd;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -21,6 +22,7 @@ use tokio::{sync::Notify, time::timeout};
 pub use pods::{Container, Named, Pod};
 use source::Kind;
 pub use source::{Outcome, Source};
+pub use systemd::Systemd;
 
 use crate::{
     printable::printable,
@@ -45,6 +47,9 @@ const LEAST_SETTLE: Duration = Duration::from_secs(1);
 pub struct Discovery {
     kubernetes: Option<Arc<Source>>,
     runtimes: Vec<Arc<Source>>,
+    systemd: Option<Arc<Systemd>>,
+    /// Rules look at how units are described.
+    describes_units: AtomicBool,
     changed: Arc<Notify>,
     window: Duration,
     /// The program ends: nothing is waited for any more.
@@ -75,6 +80,32 @@ impl Discovery {
         source
     }
 
+    /// systemd is asked for the units that these names stand for, and for what rules want to know. Whoever asks it tells the one that is returned.
+    pub fn add_systemd(&mut self, names: Vec<String>) -> Arc<Systemd> {
+        let systemd = Arc::new(Systemd::new(names, Arc::clone(&self.changed)));
+        self.systemd = Some(Arc::clone(&systemd));
+        systemd
+    }
+
+    /// Whether systemd is asked how units are described.
+    pub fn describe_units(&self, is_wanted: bool) {
+        self.describes_units.store(is_wanted, Ordering::Relaxed);
+    }
+
+    /// systemd, if it is asked.
+    pub fn systemd(&self) -> Option<&Systemd> {
+        self.systemd.as_deref()
+    }
+
+    /// How a unit is described, if that is wanted and known.
+    pub fn description(&self, unit: &str) -> Option<String> {
+        self.describer()?.description(unit)
+    }
+
+    fn describer(&self) -> Option<&Systemd> {
+        self.systemd().filter(|_| self.describes_units.load(Ordering::Relaxed))
+    }
+
     /// The API server, if one is asked.
     pub fn kubernetes(&self) -> Option<&Source> {
         self.kubernetes.as_deref()
@@ -97,7 +128,8 @@ impl Discovery {
 
     /// How long a window may wait for names ([`Discovery::settle`]).
     pub fn longest_settle(&self) -> Duration {
-        let is_on = self.kubernetes.is_some() || self.runtimes().next().is_some();
+        let is_on =
+            self.kubernetes.is_some() || self.runtimes().next().is_some() || self.describer().is_some();
         if is_on { SETTLE.min(self.window / 2) } else { Duration::ZERO }
     }
 
@@ -115,7 +147,7 @@ impl Discovery {
 
     /// Whether these cgroups are in a pod that Kubernetes tells of.
     pub fn is_in_pod(&self, cgroup: &CgroupFacts) -> bool {
-        self.kubernetes.as_ref().is_some_and(|source| source.find(cgroup).is_some())
+        self.kubernetes.as_ref().is_some_and(|source| source.is_here(cgroup))
     }
 
     /// Labels for the rules alone that are those of the whole machine.
@@ -123,18 +155,27 @@ impl Discovery {
         self.kubernetes.as_ref().map(|source| source.machine()).unwrap_or_default()
     }
 
-    /// Waits until the containers that these samples are of have names, for so long at most: who runs containers tells of them a little
-    /// after they begin. What stays without a name is not waited for again.
+    /// Waits until the containers that these samples are of have names, and the units descriptions that rules look at, for so long at most: who
+    /// runs containers tells of them a little after they begin. What stays without a name is not waited for again.
     pub async fn settle(&self, origins: impl Iterator<Item = &Origin>, limit: Duration) {
         let cgroups: HashSet<_> =
             origins.filter_map(|origin| origin.cgroup.as_ref()).map(Arc::clone).collect();
-        let mut cgroups: Vec<_> = cgroups.into_iter().collect();
-        cgroups.retain(|cgroup| self.sources().any(|source| source.could_know(cgroup)));
-        if cgroups.is_empty() {
+        let describer = self.describer();
+        let units: Vec<&str> = if describer.is_some() {
+            cgroups.iter().filter_map(|cgroup| cgroup.unit()).collect()
+        } else {
+            Vec::new()
+        };
+        if let Some(systemd) = describer {
+            systemd.ask(units.iter().copied());
+        }
+        let is_unknown = |cgroup: &&Arc<CgroupFacts>| self.sources().any(|source| source.could_know(cgroup));
+        let containers: Vec<_> = cgroups.iter().filter(is_unknown).map(Arc::clone).collect();
+        if containers.is_empty() && units.is_empty() {
             return;
         }
         for runtime in &self.runtimes {
-            if cgroups.iter().any(|cgroup| runtime.could_know(cgroup) && !self.is_named(cgroup)) {
+            if containers.iter().any(|cgroup| runtime.could_know(cgroup) && !self.is_named(cgroup)) {
                 runtime.ask();
             }
         }
@@ -142,7 +183,10 @@ impl Discovery {
             loop {
                 let changed = self.changed.notified();
                 let is_ending = self.is_ending.load(Ordering::Relaxed);
-                if is_ending || !cgroups.iter().any(|cgroup| self.is_awaited(cgroup)) {
+                let is_named = !containers.iter().any(|cgroup| self.is_awaited(cgroup));
+                let is_described =
+                    !units.iter().any(|unit| describer.is_some_and(|systemd| systemd.is_awaited(unit)));
+                if is_ending || (is_named && is_described) {
                     return;
                 }
                 changed.await;
@@ -153,7 +197,7 @@ impl Discovery {
             // A runtime that has answered has said all it knows.
             let has_had_time = if is_settled { source.has_answered() } else { limit >= LEAST_SETTLE };
             if has_had_time {
-                source.give_up(&cgroups);
+                source.give_up(&containers);
             }
         }
     }
@@ -176,7 +220,8 @@ impl Discovery {
 
     /// How it goes, in words; `None` where nobody is asked.
     pub fn sentence(&self) -> Option<String> {
-        let sentences: Vec<_> = self.sources().filter_map(Source::sentence).collect();
+        let systemd = self.systemd().and_then(Systemd::sentence);
+        let sentences: Vec<_> = self.sources().filter_map(Source::sentence).chain(systemd).collect();
         (!sentences.is_empty()).then(|| sentences.join(" "))
     }
 }
@@ -184,19 +229,26 @@ impl Discovery {
 /// Labels or annotations as rules see them, as Prometheus offers them (`kubernetes_sd_config` in its documentation): a label with the value,
 /// and one that says it is there.
 fn offered(prefix: &str, kind: &str, texts: Option<&BTreeMap<String, String>>) -> LabelMap {
-    let mut labels = LabelMap::new();
     let mut room = MAX_META_BYTES;
-    for (name, value) in texts.into_iter().flatten().take(MAX_META) {
-        let size = name.len() + value.len();
-        if value.len() > MAX_VALUE || size > room {
-            continue;
-        }
-        room -= size;
-        let name: String =
-            name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect();
-        labels.insert(format!("{prefix}_{kind}present_{name}"), "true".into());
-        labels.insert(format!("{prefix}_{kind}_{name}"), printable(value.as_bytes()));
-    }
+    let mut fits = |size: usize| {
+        let fits = size <= room;
+        room -= if fits { size } else { 0 };
+        fits
+    };
+    let plain = |name: &str| -> String {
+        name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect()
+    };
+    // That they are there comes first: a rule may ask for nothing else.
+    let there: Vec<_> =
+        texts.into_iter().flatten().take(MAX_META).filter(|(name, _)| fits(name.len())).collect();
+    let mut labels: LabelMap = there
+        .iter()
+        .map(|(name, _)| (format!("{prefix}_{kind}present_{}", plain(name)), "true".into()))
+        .collect();
+    let values = there.into_iter().filter(|(_, value)| value.len() <= MAX_VALUE && fits(value.len()));
+    labels.extend(
+        values.map(|(name, value)| (format!("{prefix}_{kind}_{}", plain(name)), printable(value.as_bytes()))),
+    );
     labels
 }
 

@@ -14,6 +14,8 @@ const MAX_PODS: usize = 2048;
 const MAX_CONTAINERS: usize = 16_384;
 /// How long what is gone is kept: samples of it may be on their way, and a window may be long.
 const KEEP_GONE: Duration = Duration::from_mins(10);
+/// How long one that is gone is still selected: it may also have lost the labels by which it was.
+const SELECTED_GONE: Duration = Duration::from_secs(20);
 /// Most containers that are remembered to have no name.
 const MAX_GIVEN_UP: usize = 4096;
 
@@ -120,6 +122,18 @@ impl Pods {
         self.keep = keep;
     }
 
+    /// Whether what is in the cgroup of this container or pod is of a pod that is here, or has been gone for so short that samples of it may be on
+    /// their way.
+    pub(super) fn is_here(&self, container: Option<&str>, pod: Option<&str>, now: Instant) -> bool {
+        let gone = self
+            .find(container, pod)
+            .and_then(|named| self.by_uid.get(&named.pod.uid))
+            .map(|known| known.gone);
+        gone.is_some_and(|gone| {
+            gone.is_none_or(|gone| now.saturating_duration_since(gone) < SELECTED_GONE.max(self.keep))
+        })
+    }
+
     /// What is known of a container with this id, in the cgroup of a pod with this uid.
     pub(super) fn find(&self, container: Option<&str>, pod: Option<&str>) -> Option<Named> {
         if let Some(known) = container.and_then(|id| self.containers.get(id)) {
@@ -208,8 +222,9 @@ impl Pods {
 
     /// Forgets what has been gone for long.
     pub(super) fn forget_gone(&mut self, now: Instant) {
+        let keep = KEEP_GONE.max(self.keep);
         let is_kept =
-            |gone: Option<Instant>| gone.is_none_or(|gone| now.saturating_duration_since(gone) < KEEP_GONE);
+            |gone: Option<Instant>| gone.is_none_or(|gone| now.saturating_duration_since(gone) < keep);
         self.containers.retain(|_, known| is_kept(known.gone));
         let before = self.by_uid.len();
         self.by_uid.retain(|_, known| is_kept(known.gone));

@@ -153,8 +153,13 @@ impl Source {
         self.lock().pods.find(cgroup.container(), cgroup.pod())
     }
 
+    /// Whether these cgroups are of a pod that is here, or was until a moment ago.
+    pub(super) fn is_here(&self, cgroup: &CgroupFacts) -> bool {
+        self.lock().pods.is_here(cgroup.container(), cgroup.pod(), Instant::now())
+    }
+
     /// Labels for the rules alone that are those of the whole machine.
-    pub(super) fn machine(&self) -> LabelMap {
+    pub fn machine(&self) -> LabelMap {
         self.lock().machine.clone()
     }
 

@@ -64,6 +64,21 @@ fn what_is_gone_is_kept_for_a_while() {
     pods.forget_gone(now + KEEP);
     assert!(pods.find(None, Some("u9")).is_none());
 
+    // Windows may be longer than that; a pod that has lost its labels is not selected for as long as it is known.
+    let mut patient = Pods::default();
+    patient.keep_for_at_least(KEEP * 2);
+    patient.apply(pod("u1", &[("c1", "web")]), now);
+    patient.remove("u1", now);
+    patient.forget_gone(now + KEEP);
+    assert!(patient.find(Some("c1"), None).is_some() && patient.is_here(Some("c1"), None, now + KEEP));
+    pods.apply(pod("u1", &[("c1", "web")]), now);
+    assert!(pods.is_here(Some("c1"), Some("u1"), now + KEEP) && !pods.is_here(Some("c2"), None, now));
+    pods.remove("u1", now);
+    assert!(
+        pods.is_here(None, Some("u1"), now + KEEP / 60) && !pods.is_here(Some("c1"), None, now + KEEP / 10)
+    );
+    pods.forget_gone(now + KEEP);
+
     // A list without a pod says that it is gone; one with it, that it is here.
     pods.begin_list();
     pods.apply(pod("u2", &[]), now);
@@ -273,6 +288,7 @@ fn labels_and_annotations_are_offered_as_prometheus_does() {
         ("__meta_kubernetes_pod_label_empty", ""),
         ("__meta_kubernetes_pod_labelpresent_app_kubernetes_io_name", "true"),
         ("__meta_kubernetes_pod_labelpresent_empty", "true"),
+        ("__meta_kubernetes_pod_labelpresent_kubectl_kubernetes_io_last_applied_configuration", "true"),
     ];
     let expected: LabelMap = expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     assert_eq!(labels, expected);
@@ -280,9 +296,9 @@ fn labels_and_annotations_are_offered_as_prometheus_does() {
     let texts = ["a.b", "a/b", "a_b"].map(|name| (name.to_owned(), format!("of {name}")));
     let labels = offered("m", "label", Some(&texts.into()));
     assert_eq!((labels["m_label_a_b"].as_str(), labels.len()), ("of a_b", 2));
-    // A pod has room for so much, and no more.
+    // A pod has room for so much, and no more; what it has at all is said first.
     let many = (0..100).map(|number| (format!("{number:03}"), "x".repeat(1000)));
-    assert_eq!(offered("m", "label", Some(&many.collect())).len(), 2 * 8);
+    assert_eq!(offered("m", "label", Some(&many.collect())).len(), 100 + 7);
     // Longer ones, other letters, and what is no text for a line.
     let texts = [("é".to_owned(), "é".repeat(63)), ("line".to_owned(), "a\nb".to_owned())];
     let labels = offered("m", "annotation", Some(&texts.into()));

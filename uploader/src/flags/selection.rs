@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::Path, str::FromStr};
 use clap::Args;
 
 use super::values::ValueError;
-use crate::targets::{Pattern, Selection};
+use crate::targets::{Pattern, Selection, whole_unit_name};
 
 /// Names with commas between them, as the seed took them.
 #[derive(Clone, Default, Debug)]
@@ -27,6 +27,21 @@ impl FromStr for Names {
     }
 }
 
+/// Names of units. A template runs nothing: systemd has units of it for instances alone, and refuses the question for its name.
+fn unit_names(text: &str) -> Result<Names, ValueError> {
+    let names: Names = text.parse()?;
+    match names
+        .0
+        .iter()
+        .find_map(|name| whole_unit_name(name).split_once("@.").map(|parts| parts.0.to_owned()))
+    {
+        Some(template) => {
+            Err(ValueError::new(&format!("{template}@ is a template: write {template}@* for its instances")))
+        }
+        None => Ok(names),
+    }
+}
+
 /// `--sampling-ratio`: from 0 to 1.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Ratio(pub f64);
@@ -44,6 +59,26 @@ impl FromStr for Ratio {
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct CgroupPath(Vec<String>);
 
+/// Folders of `/sys/fs/cgroup` that are mounts of hierarchies of their own: systemd's, that of version 2 beside those of version 1, and those of
+/// controllers, of which several may be together (`cpu,cpuacct`; cgroups(7)).
+const HIERARCHIES: [&str; 15] = [
+    "systemd",
+    "unified",
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+    "rdma",
+];
+
 impl FromStr for CgroupPath {
     type Err = ValueError;
 
@@ -57,7 +92,7 @@ impl FromStr for CgroupPath {
         let rest = rest.ok_or_else(|| ValueError::new("write a path such as /sys/fs/cgroup/system.slice"))?;
         let mut parts: Vec<String> =
             rest.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
-        if parts.first().is_some_and(|first| matches!(first.as_str(), "systemd" | "unified")) {
+        if parts.first().is_some_and(|first| first.split(',').all(|name| HIERARCHIES.contains(&name))) {
             parts.remove(0);
         }
         Ok(CgroupPath(parts))
@@ -69,7 +104,7 @@ impl FromStr for CgroupPath {
 #[command(next_help_heading = "What is profiled")]
 pub struct SelectionFlags {
     /// Profile these systemd units, with commas between them; * and ? stand for what may differ
-    #[arg(long, value_name = "UNIT,...")]
+    #[arg(long, value_name = "UNIT,...", value_parser = unit_names)]
     pub systemd_units: Vec<Names>,
 
     /// Profile these cgroups by their names, with what is in them; commas, * and ? as for units
@@ -115,6 +150,12 @@ impl SelectionFlags {
         }
     }
 
+    /// Whole names of units, which systemd may know by others.
+    pub fn unit_names(&self) -> Vec<String> {
+        let names = self.systemd_units.iter().flat_map(|list| &list.0);
+        names.filter(|name| !name.contains(['*', '?'])).map(|name| whole_unit_name(name)).collect()
+    }
+
     /// The file that is named, if one is.
     pub fn config_path(&self) -> Option<&Path> {
         Some(Path::new(&self.config_path)).filter(|path| !path.as_os_str().is_empty())
@@ -139,7 +180,13 @@ mod tests {
         let selection = flags.selection();
         assert_eq!((selection.names.len(), selection.ratio), (4, 0.5));
         assert_eq!(selection.below, ["system.slice"]);
+        for path in ["memory/batch", "cpu,cpuacct/batch", "perf_event/batch", "batch"] {
+            let line = ["bulkhead-uploader".into(), format!("--cgroup-path=/sys/fs/cgroup/{path}")];
+            let selection = Flags::parse_line(line).unwrap().selection.selection();
+            assert_eq!(selection.below, ["batch"], "{path}");
+        }
         assert_eq!(flags.config_path(), None);
+        assert_eq!(flags.unit_names(), ["a.service"]);
         for nothing in
             ["--systemd-units=", "--cgroups=", "--cgroup-path=", "--cgroup-path=/sys/fs/cgroup/unified"]
         {
@@ -153,6 +200,8 @@ mod tests {
             "--sampling-ratio=NaN",
             "--cgroup-path=/tmp",
             "--cgroups=a/b",
+            "--systemd-units=a.service,b@.service",
+            "--systemd-units=b@",
         ] {
             assert_eq!(
                 Flags::parse_line(["bulkhead-uploader", wrong]).unwrap_err().exit_code(),

@@ -114,6 +114,7 @@ impl Collector for Scrape {
             kubernetes(&mut encoder, source)?;
         }
         runtimes(&mut encoder, &self.0.shared.discovery)?;
+        systemd(&mut encoder, &self.0.shared.discovery)?;
         process(&mut encoder)
     }
 }
@@ -139,6 +140,15 @@ fn runtimes(encoder: &mut Encoder<'_>, discovery: &Discovery) -> fmt::Result {
     encoder.counters("runtime_errors", help, "socket", count(|source| source.counts().errors))?;
     let help = "Containers that are not known for want of room";
     encoder.counters("runtime_refused", help, "socket", count(|source| source.counts().refused))
+}
+
+/// What systemd says of its units, where it is asked.
+fn systemd(encoder: &mut Encoder<'_>, discovery: &Discovery) -> fmt::Result {
+    let Some(systemd) = discovery.systemd() else { return Ok(()) };
+    let Some(outcome) = systemd.outcome() else { return Ok(()) };
+    let help = "Whether systemd answers over the system bus";
+    encoder.gauge("systemd_following", help, usize::from(matches!(outcome, Outcome::Following)))?;
+    encoder.counter("systemd_errors", "Failures of asking systemd", systemd.errors())
 }
 
 /// What the API server tells of pods.
@@ -307,6 +317,9 @@ fn own(encoder: &mut Encoder<'_>, shared: &Shared) -> fmt::Result {
     encoder.counters("configurations", help, "outcome", outcomes)?;
     let help = "Windows thrown away, because those before them were not finished";
     encoder.counter("windows_dropped", help, counts.windows_dropped)?;
+    let put_off = [("unwind_rows", counts.rows_put_off), ("perf_map", counts.perf_maps_put_off)];
+    let help = "Files that were to be read, and were not yet, because others had taken long, by what for";
+    encoder.counters("put_off", help, "file", put_off)?;
     let degraded = [
         ("window_full", counts.merged_samples),
         ("unknown_process", counts.samples_unknown_process),

@@ -151,6 +151,8 @@ async fn connection(stream: TcpStream, router: Router) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[tokio::test]
@@ -164,6 +166,29 @@ mod tests {
         assert!(message.contains(&format!("127.0.0.1:{port}")) && !message.contains('\n'), "{message}");
         let error = listen_on(&HttpAddress::Every(port), "--http-address").await.unwrap_err();
         assert!(matches!(error, BindError::InUse(_, _)), "{error}");
+    }
+
+    /// More clients than there are places, none of which ever says what it wants.
+    #[tokio::test]
+    async fn who_does_not_ask_gives_way() {
+        let listener = listen_on(&HttpAddress::Host("127.0.0.1".into(), 0), "--http-address").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        tokio::spawn(serve(listener, router, Duration::from_secs(10)));
+        let mut slow = Vec::new();
+        for _ in 0..MAX_CONNECTIONS + 50 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nHost: x").await.unwrap();
+            slow.push(client);
+        }
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let begun = std::time::Instant::now();
+        let read = timeout(HEAD_TIMEOUT * 4, client.read_to_string(&mut answer)).await;
+        assert!(read.is_ok_and(|read| read.is_ok()) && answer.ends_with("here"), "{answer}");
+        // There was no place at first, or this shows nothing.
+        assert!(begun.elapsed() > HEAD_TIMEOUT / 2, "answered after {:?}", begun.elapsed());
     }
 
     #[tokio::test]

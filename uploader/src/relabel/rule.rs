@@ -54,7 +54,9 @@ pub enum RuleError {
     #[error("{0}")]
     Regex(String),
     /// A name that labels cannot have.
-    #[error("{field}: `{name}` is no name of a label: letters, digits and _, and no digit first")]
+    #[error(
+        "{field}: `{name}` is no name of a label: letters, digits and _, no digit first, and at most {MAX_LABEL_NAME} of them"
+    )]
     Name {
         /// Which field.
         field: &'static str,
@@ -221,10 +223,14 @@ fn check_name(field: &'static str, name: &str) -> Result<(), RuleError> {
     Err(RuleError::Name { field, name: crate::printable::printable(name.as_bytes()) })
 }
 
+/// Longest name of a label, in bytes: what is offered of Kubernetes is `__meta_kubernetes_pod_annotationpresent_` at most, and a key of 253
+/// characters, a slash and 63.
+const MAX_LABEL_NAME: usize = 512;
+
 /// Whether labels can have this name (Prometheus's documentation, "Data model").
 pub(super) fn is_label_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        && name.len() <= 128
+        && name.len() <= MAX_LABEL_NAME
 }

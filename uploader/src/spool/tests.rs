@@ -1,6 +1,6 @@
 //! Of the spool alone. What a full disk and an end at any instant do to it is tried with the whole program too.
 
-use std::os::unix::fs::PermissionsExt;
+use std::{os::unix::fs::PermissionsExt, time::Instant};
 
 use super::*;
 
@@ -19,11 +19,24 @@ fn texts(taken: &Taken) -> Vec<&str> {
     taken.payloads.iter().map(|payload| std::str::from_utf8(payload).unwrap()).collect()
 }
 
+/// Opens a spool. A child that another test has just made holds its lock until it runs its program.
+fn open(path: &Path, limit: u64) -> Spool {
+    let begun = Instant::now();
+    loop {
+        match Spool::open(path, limit) {
+            Err(SpoolError::InUse(_)) if begun.elapsed() < Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 #[test]
 fn what_is_put_comes_in_order_and_stays_until_it_has_arrived() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a/spool");
-    let spool = Spool::open(&path, MIB).unwrap();
+    let spool = open(&path, MIB);
     assert!(spool.take(MIB).is_none());
     for text in ["one", "two", "three"] {
         spool.put(text.as_bytes(), 2).unwrap();
@@ -39,7 +52,7 @@ fn what_is_put_comes_in_order_and_stays_until_it_has_arrived() {
     assert!(matches!(Spool::open(&path, MIB), Err(SpoolError::InUse(_))));
     drop(spool);
     // The next process goes on with what is left.
-    let spool = Spool::open(&path, MIB).unwrap();
+    let spool = open(&path, MIB);
     spool.put(b"four", 1).unwrap();
     let content = spool.content();
     assert_eq!((content.entries, content.profiles), (3, 5));
@@ -54,7 +67,7 @@ fn what_is_put_comes_in_order_and_stays_until_it_has_arrived() {
 #[test]
 fn damaged_entries_are_set_aside_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let spool = Spool::open(folder.path(), MIB).unwrap();
+    let spool = open(folder.path(), MIB);
     for text in ["one", "two", "three", "four", "five"] {
         spool.put(text.as_bytes(), 1).unwrap();
     }
@@ -72,14 +85,14 @@ fn damaged_entries_are_set_aside_alone() {
     assert!(left.iter().all(|name| name.ends_with(".entry.damaged")), "{left:?}");
     // They are not read again.
     drop(spool);
-    assert!(Spool::open(folder.path(), MIB).unwrap().take(MIB).is_none());
+    assert!(open(folder.path(), MIB).take(MIB).is_none());
 }
 
 #[test]
 fn the_oldest_go_when_there_is_no_room_but_not_what_is_being_sent() {
     let folder = tempfile::tempdir().unwrap();
     let limit = 10 * (4096 + 12 + 1000);
-    let spool = Spool::open(folder.path(), limit).unwrap();
+    let spool = open(folder.path(), limit);
     let put = |byte: u8| spool.put(&[byte; 1000], 3).unwrap();
     (0..10).for_each(put);
     let taken = spool.take(1500).unwrap();
@@ -103,7 +116,7 @@ fn the_oldest_go_when_there_is_no_room_but_not_what_is_being_sent() {
     // A smaller bound at the next start.
     (0..10).for_each(put);
     drop(spool);
-    let spool = Spool::open(folder.path(), limit / 2).unwrap();
+    let spool = open(folder.path(), limit / 2);
     assert_eq!(spool.content().entries, 5);
     assert_eq!(names(folder.path()).len(), 5);
 }
@@ -112,7 +125,7 @@ fn the_oldest_go_when_there_is_no_room_but_not_what_is_being_sent() {
 fn what_was_refused_is_kept_for_as_long_as_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let limit = 80 * (4096 + 1000);
-    let spool = Spool::open(folder.path(), limit).unwrap();
+    let spool = open(folder.path(), limit);
     for _ in 0..30 {
         spool.keep_refused(&[1; 1000]);
     }
@@ -124,7 +137,7 @@ fn what_was_refused_is_kept_for_as_long_as_there_is_room() {
     assert_eq!(spool.counts().dropped, 0);
     assert_eq!(names(folder.path()).len(), 80);
     drop(spool);
-    assert_eq!(Spool::open(folder.path(), limit).unwrap().content().entries, 79);
+    assert_eq!(open(folder.path(), limit).content().entries, 79);
 }
 
 #[test]
@@ -134,7 +147,7 @@ fn what_others_left_in_the_folder_is_not_touched() {
         fs::write(folder.path().join(name), "x").unwrap();
     }
     fs::create_dir(folder.path().join("00000000000000000001.1.entry")).unwrap();
-    let spool = Spool::open(folder.path(), 10).unwrap();
+    let spool = open(folder.path(), 10);
     assert!(spool.take(MIB).is_none());
     assert_eq!(
         names(folder.path()),
@@ -156,7 +169,7 @@ fn a_folder_that_is_none_is_an_error_of_one_line() {
 fn an_entry_that_cannot_be_read_now_stays() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let folder = tempfile::tempdir().unwrap();
-    let spool = Spool::open(folder.path(), MIB).unwrap();
+    let spool = open(folder.path(), MIB);
     for text in ["one", "two"] {
         spool.put(text.as_bytes(), 1).unwrap();
     }
@@ -180,7 +193,7 @@ fn an_entry_that_cannot_be_read_now_stays() {
 #[test]
 fn more_is_taken_behind_what_was_taken() {
     let folder = tempfile::tempdir().unwrap();
-    let spool = Spool::open(folder.path(), MIB).unwrap();
+    let spool = open(folder.path(), MIB);
     for text in ["one", "two", "three"] {
         spool.put(text.as_bytes(), 1).unwrap();
     }

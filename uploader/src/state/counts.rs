@@ -94,6 +94,10 @@ pub struct Counts {
     pub windows_dropped: u64,
     /// Samples in them.
     pub samples_dropped: u64,
+    /// Executables whose unwind rows were to be computed, and were not yet, because others waited or took long.
+    pub rows_put_off: u64,
+    /// Perf maps that were to be read, and were not, for a window, because others had taken long.
+    pub perf_maps_put_off: u64,
     /// Profiles made.
     pub profiles: u64,
     /// Executables whose names were read (or found to be missing) from their file.

@@ -5,7 +5,7 @@ mod counts;
 mod samples;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs::File,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,12 +27,14 @@ use crate::{
     processes::{MAX_CGROUPS, Processes},
     profile::{Profiles, Window},
     relabel::Rules,
-    rows::{MAX_TABLES, Table, Wanted},
+    rows::{MAX_TABLES, RowsWorker, Table, Wanted},
     symbols::{JitProcesses, KernelNames, Modules, NameCache, TableCache},
     targets::TargetMaker,
     worker::Worker,
 };
 
+/// Executables whose names are read at one time, or wait for it, each with its file open.
+const MAX_NAMING: usize = 256;
 /// Most facts that are waited for at one time; more are read when they are needed.
 const MAX_READING: usize = 256;
 /// Requests that may wait to be sent.
@@ -93,8 +95,8 @@ pub struct Shared {
     pub files: Worker,
     /// Resolves names, which can take more memory: fewer at a time.
     pub names: Worker,
-    /// Computes unwind rows, one executable at a time.
-    pub rows: Worker,
+    /// Computes unwind rows.
+    pub rows: RowsWorker,
     /// Unwind rows that are to be sent.
     pub tables: mpsc::Sender<Table>,
     /// Of which executables debug information is to be sent, if it is.
@@ -105,6 +107,8 @@ pub struct Shared {
     pub profiles: Profiles,
     /// Woken when an answer of the collector's came, or facts were read.
     pub arrived: Notify,
+    /// Woken when the collector is to tell everything once more.
+    pub anew: Notify,
 }
 
 impl Shared {
@@ -117,6 +121,7 @@ impl Shared {
         debug_info: Option<Arc<Offers>>,
         discovery: Arc<Discovery>,
     ) -> (Arc<Self>, Outbox) {
+        discovery.describe_units(maker.wants_descriptions());
         let (requests_sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (skips_sender, skips) = mpsc::channel(MAX_CGROUPS);
         let (tables_sender, tables) = mpsc::channel(MAX_TABLES);
@@ -124,14 +129,31 @@ impl Shared {
             state: Mutex::new(State::new(maker, thread_labels, name_cache, requests_sender, skips_sender)),
             files: Worker::new(4),
             names: Worker::new(2),
-            rows: Worker::new(1),
+            rows: RowsWorker::default(),
             tables: tables_sender,
             debug_info,
             discovery,
             profiles: Profiles::new(window),
             arrived: Notify::new(),
+            anew: Notify::new(),
         };
         (Arc::new(shared), Outbox { requests, skips, tables })
+    }
+
+    /// Labels are made by these rules from now on.
+    pub fn set_rules(&self, rules: Rules) {
+        let mut state = self.state();
+        state.set_rules(rules);
+        self.discovery.describe_units(state.maker.wants_descriptions());
+    }
+
+    /// These are the units that names of flags stand for. What is known of cgroups, and what the collector was told to skip, is then of no use:
+    /// the session ends, and another begins.
+    pub fn set_unit_ids(&self, ids: BTreeSet<String>) {
+        let mut state = self.state();
+        if state.maker.set_unit_ids(ids) && state.is_connected() {
+            self.anew.notify_one();
+        }
     }
 
     /// The state. Nobody holds it for longer than it takes to look something up.
@@ -164,6 +186,8 @@ pub struct State {
     pub names: NameCache,
     /// Symbol tables that were read.
     pub tables: TableCache,
+    /// Executables whose names are being read.
+    pub naming: HashSet<ExecutableKey>,
     /// Answers of the collector's that somebody waits for.
     pub awaited: HashSet<Awaited>,
     rows_wanted: Wanted,
@@ -200,6 +224,7 @@ impl State {
             kernel: Arc::default(),
             names: NameCache::new(name_cache / 2),
             tables: TableCache::new(name_cache / 2),
+            naming: HashSet::new(),
             awaited: HashSet::new(),
             rows_wanted: Wanted::default(),
             window: Window::begin(1, 100),
@@ -231,8 +256,7 @@ impl State {
         self.rows_wanted.clear();
     }
 
-    /// Labels are made by these rules from now on.
-    pub fn set_rules(&mut self, rules: Rules) {
+    fn set_rules(&mut self, rules: Rules) {
         let wanted_pids = self.maker.wants_pids();
         self.maker.set_rules(rules);
         if self.maker.wants_pids() != wanted_pids {
@@ -347,6 +371,11 @@ impl State {
         self.rows_wanted.add(id);
         self.ask_for_file(key, now);
         None
+    }
+
+    /// Whether the names of an executable are to be read now: nobody reads them, and not too many others' are.
+    pub fn begin_naming(&mut self, key: ExecutableKey) -> bool {
+        self.naming.len() < MAX_NAMING && self.naming.insert(key)
     }
 
     /// The facts of an executable were read, or cannot be.

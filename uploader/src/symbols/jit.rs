@@ -8,12 +8,14 @@ use std::{
     fs::File,
     num::NonZeroUsize,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use ipc::ProcessId;
 use lru::LruCache;
 use objects::{ObjectError, PerfMap};
 use records::ProcessAddress;
+use security::TimeShare;
 
 use crate::{printable::printable, processes::JitKey};
 
@@ -39,17 +41,33 @@ struct Jit {
     names: HashMap<u64, Option<Arc<str>>>,
 }
 
+/// Of the time, so much goes to reading maps at most: one part in so many,
+const SHARE: u32 = 10;
+/// and so much at once.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Less than this is read always: a millisecond.
+const LITTLE: u64 = 128 * 1024;
+
 /// The processes that run code without a file.
 #[derive(Debug)]
 pub struct JitProcesses {
     entries: LruCache<JitKey, Jit>,
     next: u32,
+    reading: TimeShare,
+    /// Whether a large map is being read.
+    is_reading: bool,
 }
 
 impl Default for JitProcesses {
     fn default() -> Self {
         let capacity = NonZeroUsize::new(MAX_JIT_PROCESSES).unwrap_or(NonZeroUsize::MIN);
-        JitProcesses { entries: LruCache::new(capacity), next: 1 }
+        JitProcesses {
+            entries: LruCache::new(capacity),
+            next: 1,
+            reading: TimeShare::new(AT_ONCE, SHARE),
+            is_reading: false,
+        }
     }
 }
 
@@ -111,6 +129,24 @@ impl JitProcesses {
         Some(JitQuestion { file: entry.file.take(), map: Arc::clone(&entry.map), addresses })
     }
 
+    /// Whether another map may be read now, of which so many bytes are unread: a large one, if no other is, and within the share of the time.
+    pub fn begin_reading(&mut self, unread: u64, now: Instant) -> bool {
+        if unread <= LITTLE {
+            return true;
+        }
+        let begins = !self.is_reading && self.reading.wait(now).is_zero();
+        self.is_reading |= begins;
+        begins
+    }
+
+    /// It has been read, and that took so long.
+    pub fn end_reading(&mut self, unread: u64, took: Duration, now: Instant) {
+        if unread > LITTLE {
+            self.is_reading = false;
+            self.reading.spend(took, now);
+        }
+    }
+
     /// Remembers what was found.
     pub fn answer(&mut self, key: JitKey, answer: &JitAnswer) {
         if let Some(entry) = self.entries.get_mut(&key) {
@@ -165,6 +201,14 @@ pub struct JitAnswer {
 }
 
 impl JitQuestion {
+    /// How much of the map is to be read for it, in bytes.
+    pub fn unread(&self) -> u64 {
+        let length =
+            self.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        // One that is read just now is begun by somebody else.
+        length.saturating_sub(self.map.try_lock().map_or(0, |map| map.bytes_read()))
+    }
+
     /// Answers it. Blocks.
     pub fn answer(self) -> JitAnswer {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
@@ -232,6 +276,24 @@ mod tests {
         jit.add(key, ProcessId(1), Some(Arc::new(File::open("/dev/zero").unwrap())));
         let answer = jit.question(key, vec![1]).unwrap().answer();
         assert!(answer.problem.is_some());
+    }
+
+    #[test]
+    fn large_maps_wait_and_small_ones_do_not() {
+        let mut jit = JitProcesses::default();
+        let now = Instant::now();
+        let large = LITTLE + 1;
+        assert!(
+            jit.begin_reading(large, now) && !jit.begin_reading(large, now) && jit.begin_reading(LITTLE, now)
+        );
+        jit.end_reading(LITTLE, AT_ONCE * 100, now);
+        assert!(!jit.begin_reading(large, now));
+        jit.end_reading(large, AT_ONCE * 2, now);
+        assert!(!jit.begin_reading(large, now) && jit.begin_reading(LITTLE, now));
+        let second = Duration::from_secs(1);
+        // Half of what it took is forgotten a share of the time later.
+        assert!(!jit.begin_reading(large, now + AT_ONCE * SHARE / 2));
+        assert!(jit.begin_reading(large, now + AT_ONCE * SHARE + second));
     }
 
     #[test]

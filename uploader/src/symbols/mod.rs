@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub use cache::{NameCache, TableCache};
 pub use executable::{Answer, Question, read_facts};
-pub use jit::{JitProcesses, MAX_JIT_PROCESSES};
+pub use jit::{JitProcesses, JitQuestion, MAX_JIT_PROCESSES};
 pub use kernel::{KernelNames, Modules, read_kernel_symbols};
 
 /// A function, with its names made text already.

@@ -58,13 +58,18 @@ pub fn paths(text: &[u8]) -> Vec<&str> {
     paths.into_iter().map(|(_, path)| path).collect()
 }
 
-fn components(path: &str) -> Vec<&str> {
+/// The parts of a path that name something: a process in a cgroup namespace beside another sees its paths as `/../../x`.
+pub(super) fn components(path: &str) -> Vec<&str> {
     path.split('/').filter(|part| !matches!(*part, "" | "." | "..")).collect()
 }
 
 /// The innermost container of a path.
 fn container(path: &[&str]) -> Option<String> {
     (0..path.len()).rev().find_map(|index| {
+        // Podman's monitor of a container in a pod is in the pod's cgroup, which has an id as well.
+        if path.get(index + 1) == Some(&"conmon") {
+            return None;
+        }
         let parent = index.checked_sub(1).map_or("", |parent| path[parent]);
         container_id(path[index], parent)
     })
@@ -77,7 +82,14 @@ fn container_id(component: &str, parent: &str) -> Option<String> {
         return Some(printable(name.as_bytes()));
     }
     if matches!(parent, "lxc" | "lxc.payload") {
+        if component == "lxc.pivot" || component.starts_with("lxc.monitor.") {
+            return None;
+        }
         return Some(printable(component.as_bytes()));
+    }
+    // What runs in a machine of systemd-nspawn's; beside it is the program that runs the machine.
+    if component == "payload" {
+        return machine(parent);
     }
     // systemd's form `cri-containerd-ID.scope`, containerd's `SLICE:cri-containerd:ID`.
     let bare = component.strip_suffix(".scope").unwrap_or(component);
@@ -106,6 +118,14 @@ fn container_id(component: &str, parent: &str) -> Option<String> {
         return Some(bare.to_owned());
     }
     None
+}
+
+/// The machine that a unit of systemd-nspawn's runs: `systemd-nspawn@NAME.service`, or `machine-NAME.scope` (systemd's `src/nspawn` and
+/// `src/machine/machine-dbus.c`), where NAME is written as in all names of units (systemd-escape(1)).
+fn machine(unit: &str) -> Option<String> {
+    let service = unit.strip_prefix("systemd-nspawn@").and_then(|rest| rest.strip_suffix(".service"));
+    let name = service.or_else(|| unit.strip_prefix("machine-")?.strip_suffix(".scope"))?;
+    (!name.is_empty()).then(|| printable(name.replace(r"\x2d", "-").as_bytes()))
 }
 
 /// The uid of the innermost pod of a path, as the API server writes it.
@@ -147,10 +167,15 @@ fn unit(path: &[&str]) -> Option<String> {
     }
 }
 
+/// The name that systemd gave a cgroup: it puts `_` before those that the kernel could take for its own files (`cg_escape` in its
+/// `src/basic/cgroup-util.c`).
+pub(super) fn unescaped(component: &str) -> &str {
+    component.strip_prefix('_').unwrap_or(component)
+}
+
 /// The component as the name of a unit that processes can be in. Slices only hold other units.
 fn unit_name(component: &str) -> Option<&str> {
-    // systemd puts `_` before names that the kernel could take for its own files (`cg_escape`).
-    let name = component.strip_prefix('_').unwrap_or(component);
+    let name = unescaped(component);
     let (stem, kind) = name.rsplit_once('.')?;
     let holds_processes = matches!(kind, "service" | "scope" | "socket" | "mount" | "swap");
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
@@ -189,6 +214,11 @@ mod tests {
             "/machine.slice/libpod-ID.scope/container",
             "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope",
             "/libpod_parent/libpod-ID",
+            "/libpod_parent/INNER/libpod-ID",
+            "/my/parent/libpod-ID",
+            "/system.slice/web.service/libpod-payload-ID",
+            "/user.slice/user-1000.slice/user@1000.service/mine/libpod-ID",
+            "/docker/ID/libpod_parent/INNER/conmon",
             "/ecs/HHH/ID",
             "/actions_job/ID",
             "/../../docker/ID",
@@ -241,8 +271,16 @@ mod tests {
     fn ids_that_are_not_64_digits() {
         for (path, id) in [
             ("/lxc/web-1", "web-1"),
+            ("/lxc.payload.web-1", "web-1"),
+            ("/my/group/lxc.payload.web.2", "web.2"),
+            ("/lxc/lxc.payload.web-5", "web-5"),
+            ("/lxc/lxc.payload.web-5/.lxc", "web-5"),
+            ("/lxc/103/ns", "103"),
             ("/lxc.payload.web/init.scope", "web"),
             ("/lxc.payload/web", "web"),
+            ("/machine.slice/systemd-nspawn@web.service/payload", "web"),
+            ("/machine.slice/systemd-nspawn@web.service/payload/system.slice/nginx.service", "web"),
+            (r"/machine.slice/machine-web\x2d1.scope/payload/init.scope", "web-1"),
             ("/garden/HHH", HASH),
             ("/garden/UUU", UID),
             ("/kubepods/burstable/podHHH/HHH", HASH),
@@ -269,6 +307,14 @@ mod tests {
             "0::/some/HHH",
             "0::/machine.slice/libpod-conmon-ID",
             "0::/lxc.monitor.web",
+            "0::/lxc/lxc.monitor.web-5",
+            "0::/lxc/lxc.pivot",
+            "0::/my/group/lxc.monitor.web.2",
+            "0::/lxc.monitor/103",
+            "0::/web",
+            "0::/default/web",
+            "9:name=systemd:/\n4:memory:/libpod_parent/conmon\n0::/",
+            "9:name=systemd:/\n4:memory:/libpod_parent/ID/conmon\n0::/",
             "0::/lxc.payload.",
             "0::/docker/0123",
             "0::/docker/IDa",
@@ -300,6 +346,9 @@ mod tests {
             ),
             ("/user.slice/user-1000.slice/user@1000.service/init.scope", "user@1000.service/init.scope"),
             ("/machine.slice/libpod-conmon-ID.scope", "libpod-conmon-ID.scope"),
+            // The program that runs a machine is not in it.
+            ("/machine.slice/systemd-nspawn@web.service/supervisor", "systemd-nspawn@web.service"),
+            (r"/machine.slice/machine-qemu\x2d1\x2dvm.scope/libvirt/vcpu0", r"machine-qemu\x2d1\x2dvm.scope"),
             ("/../system.slice/nginx.service", "nginx.service"),
         ] {
             let expected = Some(Owner::Unit(unit.replace("ID", ID)));

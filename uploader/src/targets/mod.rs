@@ -3,12 +3,17 @@
 mod cgroup;
 mod origin;
 mod selection;
+mod unit;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 pub use cgroup::{Owner, owner, paths};
 pub use origin::{CgroupFacts, Origin};
-pub use selection::{Pattern, Selection};
+pub use selection::{Pattern, Selection, whole_unit_name};
 
 use crate::{
     discovery::{Discovery, Named},
@@ -42,6 +47,8 @@ impl fmt::Display for Labels {
 
 /// The label that rules see a process's id in.
 const PID: &str = "__meta_process_pid";
+/// The label that rules see the description of a system's unit in.
+const DESCRIPTION: &str = "__meta_systemd_unit_description";
 
 /// Of which target a process is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -100,6 +107,13 @@ impl TargetMaker {
         self.rules = rules;
     }
 
+    /// Units that names of flags stand for, beside those that have these names. Returns whether they are others than before.
+    pub fn set_unit_ids(&mut self, ids: BTreeSet<String>) -> bool {
+        let is_new = self.selection.ids != ids;
+        self.selection.ids = ids;
+        is_new
+    }
+
     /// What a text of `/proc/PID/cgroup` says.
     pub fn cgroup(&self, text: &[u8]) -> CgroupFacts {
         let (owner, paths) = (owner(text), paths(text));
@@ -118,6 +132,11 @@ impl TargetMaker {
     /// Whether rules look at pids, so that each process is an origin of its own.
     pub fn wants_pids(&self) -> bool {
         self.rules.look_at(PID)
+    }
+
+    /// Whether rules look at how units are described.
+    pub fn wants_descriptions(&self) -> bool {
+        self.rules.look_at(DESCRIPTION)
     }
 
     /// Whether samples of this origin are kept until their window ends.
@@ -157,6 +176,9 @@ impl TargetMaker {
             labels.extend(discovery.node());
             labels.extend(origin.pid.map(|pid| (PID.to_owned(), pid.to_string())));
             labels.extend(cgroup.map(|facts| ("__meta_process_cgroup".to_owned(), facts.path.clone())));
+            labels.extend(cgroup.map(CgroupFacts::unit_meta).unwrap_or_default());
+            let description = cgroup.and_then(CgroupFacts::unit).and_then(|unit| discovery.description(unit));
+            labels.extend(description.map(|text| (DESCRIPTION.to_owned(), text)));
             labels.extend(named.iter().flat_map(Named::meta));
             seen(0, &labels);
             labels = match self.rules.apply(labels, seen) {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::cgroup::Owner;
+use super::{cgroup::Owner, unit};
+use crate::relabel::LabelMap;
 
 /// What is known of a set of cgroups.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -28,6 +29,22 @@ impl CgroupFacts {
         match &self.owner {
             Some(Owner::Container(id)) => Some(id),
             Some(Owner::Unit(_)) | None => None,
+        }
+    }
+
+    /// The name of the system's unit that this is, as systemd knows it. What a user's manager runs is not among them.
+    pub fn unit(&self) -> Option<&str> {
+        match &self.owner {
+            Some(Owner::Unit(name)) => Some(name.as_str()).filter(|name| !name.contains('/')),
+            Some(Owner::Container(_)) | None => None,
+        }
+    }
+
+    /// Labels for the rules alone: what the name and the place of a unit say.
+    pub(super) fn unit_meta(&self) -> LabelMap {
+        match &self.owner {
+            Some(Owner::Unit(name)) => unit::meta(name, &self.path),
+            Some(Owner::Container(_)) | None => LabelMap::new(),
         }
     }
 

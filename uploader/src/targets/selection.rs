@@ -1,8 +1,13 @@
 //! What is profiled: the whole machine, or the systemd units and cgroups that flags name; of these, a part.
 
+use std::collections::BTreeSet;
+
 use regex::Regex;
 
-use super::Labels;
+use super::{
+    Labels,
+    cgroup::{components, unescaped},
+};
 use crate::expression::whole;
 
 /// A name with `*` (any text) and `?` (any character) in it.
@@ -15,11 +20,9 @@ impl Pattern {
         whole(&regex::escape(text).replace(r"\*", ".*").replace(r"\?", ".")).map(Pattern)
     }
 
-    /// The name of a unit: without a suffix it is a service's, as for systemctl.
+    /// The name of a unit.
     pub fn of_unit(text: &str) -> Result<Self, String> {
-        const KINDS: [&str; 7] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap", "*"];
-        let has_kind = KINDS.iter().any(|kind| text.ends_with(kind));
-        if has_kind { Self::new(text) } else { Self::new(&format!("{text}.service")) }
+        Self::new(&whole_unit_name(text))
     }
 
     fn matches(&self, text: &str) -> bool {
@@ -27,11 +30,20 @@ impl Pattern {
     }
 }
 
+/// The whole name of a unit: without a suffix it is a service's, as for systemctl.
+pub fn whole_unit_name(text: &str) -> String {
+    const KINDS: [&str; 7] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap", "*"];
+    let has_kind = KINDS.iter().any(|kind| text.ends_with(kind));
+    if has_kind { text.to_owned() } else { format!("{text}.service") }
+}
+
 /// What is profiled.
 #[derive(Clone, Debug)]
 pub struct Selection {
     /// Cgroups by their names, at any depth below [`Selection::below`], with all that is in them. A unit is a cgroup of its name.
     pub names: Vec<Pattern>,
+    /// Units that some of these names stand for, by systemd's own names of them.
+    pub ids: BTreeSet<String>,
     /// Components of the cgroup that all of these are in.
     pub below: Vec<String>,
     /// Pods of which discovery knows, beside these.
@@ -42,7 +54,7 @@ pub struct Selection {
 
 impl Default for Selection {
     fn default() -> Self {
-        Selection { names: Vec::new(), below: Vec::new(), pods: false, ratio: 1.0 }
+        Selection { names: Vec::new(), ids: BTreeSet::new(), below: Vec::new(), pods: false, ratio: 1.0 }
     }
 }
 
@@ -53,16 +65,16 @@ impl Selection {
             return !self.pods;
         }
         paths.iter().any(|path| {
-            let mut components = path.split('/').filter(|component| !component.is_empty());
+            let mut components = components(path).into_iter();
             self.below.iter().all(|below| components.next() == Some(below))
                 && (self.names.is_empty() || components.any(|component| self.has(component)))
         })
     }
 
     fn has(&self, component: &str) -> bool {
-        // systemd puts `_` before names that the kernel could take for its own files (`cg_escape` in its `src/basic/cgroup-util.c`).
-        let name = component.strip_prefix('_').unwrap_or(component);
-        self.names.iter().any(|pattern| pattern.matches(component) || pattern.matches(name))
+        let name = unescaped(component);
+        let is_named = self.names.iter().any(|pattern| pattern.matches(component) || pattern.matches(name));
+        is_named || self.ids.contains(name)
     }
 
     /// Whether a target is in the part that is profiled: always the same ones, by a hash of their labels (FNV-1a of 32 bits over names and
@@ -105,6 +117,8 @@ mod tests {
             (&["user-1001.slice"], &[], &[], user, false),
             (&["a"], &[], &["system.slice"], "/system.slice/a.service", true),
             (&["a"], &[], &["user.slice"], "/system.slice/a.service", false),
+            (&["a"], &[], &["system.slice"], "/../../system.slice/a.service", true),
+            (&[], &[], &["system.slice"], "/../system.slice/a.service", true),
             (&[], &[], &["user.slice"], user, true),
             (&[], &[], &["user.slice"], "/system.slice/a.service", false),
             (&[], &["work"], &[], "/batch/work/inner", true),

@@ -3,6 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -19,17 +20,20 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use thiserror::Error;
+use tokio::time::{Instant, sleep};
 use tower::{BoxError, ServiceBuilder, service_fn};
 use tracing::warn;
 
-use super::chain;
-use crate::resolver::Resolver;
+use super::{PAUSES, chain};
+use crate::{backoff::Backoff, resolver::Resolver};
 
 /// How long a connection may take to be made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long nothing may come on a connection that is waited on. A watch says at least once a minute that it lives, and ends by itself after
 /// five.
 const READ_LIMIT: Duration = Duration::from_mins(6);
+/// A watch that has lasted for less ended too early. The server ends each after some minutes.
+const SHORT_WATCH: Duration = Duration::from_secs(10);
 /// How long a request may take to be written.
 const WRITE_LIMIT: Duration = Duration::from_mins(1);
 
@@ -110,8 +114,12 @@ impl ApiServer {
             // What is said of other faults has lines of the file in it, and so what is secret.
             _ => error("it is no kubeconfig, or no valid YAML (kubectl --kubeconfig says where)".into()),
         })?;
-        let proxies = text.clusters.iter().filter_map(|named| named.cluster.as_ref()?.proxy_url.as_ref());
-        if proxies.into_iter().any(|proxy| !proxy.is_empty()) {
+        let contexts =
+            text.contexts.iter().filter(|named| Some(&named.name) == text.current_context.as_ref());
+        let used: Vec<_> = contexts.filter_map(|named| Some(&named.context.as_ref()?.cluster)).collect();
+        let clusters = text.clusters.iter().filter(|named| used.contains(&&named.name));
+        let mut proxies = clusters.filter_map(|named| named.cluster.as_ref()?.proxy_url.as_ref());
+        if proxies.any(|proxy| !proxy.is_empty()) {
             return Err(error("it names a proxy, which is not supported".into()));
         }
         // It only waits where the file wants a program to be run.
@@ -164,11 +172,14 @@ impl ApiServer {
         connector.set_write_timeout(Some(WRITE_LIMIT));
         connector.set_reset_reader_on_write(true);
         let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
+        let pace = Arc::new(Mutex::new(Pace::new()));
         let watching = service_fn(move |request: Request<Body>| {
             let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-            let (watched, answer) = (watched.clone(), http.request(request));
+            let (watched, http) = (watched.clone(), http.clone());
+            let pause = if is_watch { Pace::pause(&pace) } else { Duration::ZERO };
             async move {
-                let answer = answer.await;
+                sleep(pause).await;
+                let answer = http.request(request).await;
                 if is_watch && answer.as_ref().is_ok_and(|answer| answer.status().is_success()) {
                     watched();
                 }
@@ -182,6 +193,36 @@ impl ApiServer {
             .map_err(BoxError::from)
             .service(watching);
         Ok(Client::new(service, self.config.default_namespace.clone()))
+    }
+}
+
+/// How often watches are begun. One that has ended without an error is begun again by the library at once, and so would be one that ends as soon as
+/// it has begun, for ever.
+#[derive(Debug)]
+struct Pace {
+    begun: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Pace { begun: None, backoff: Backoff::new(PAUSES.0, PAUSES.1) }
+    }
+
+    /// How long to wait before a watch that is to begin now.
+    fn pause(pace: &Mutex<Self>) -> Duration {
+        let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let lasted = pace.begun.map(|begun| now.saturating_duration_since(begun));
+        let pause = match lasted {
+            Some(lasted) if lasted < SHORT_WATCH => pace.backoff.next(),
+            _ => {
+                pace.backoff.reset();
+                Duration::ZERO
+            }
+        };
+        pace.begun = Some(now + pause);
+        pause
     }
 }
 
@@ -224,5 +265,11 @@ mod tests {
         assert!(error(&format!("{CONTEXT}{clusters}{exec}")).contains("tokenFile"));
         let proxy = "clusters: [{name: k, cluster: {server: \"https://h\", proxy-url: \"http://p:1\"}}]\n";
         assert!(error(&format!("{CONTEXT}{proxy}users: [{{name: u, user: {{}}}}]\n")).contains("proxy"));
+        // Not that of another cluster, which is not asked.
+        let others = proxy.replace("[{name: k", "[{name: k, cluster: {server: \"https://h\"}}, {name: other");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        std::fs::write(&path, format!("{CONTEXT}{others}users: [{{name: u, user: {{}}}}]\n")).unwrap();
+        assert!(ApiServer::find(Some(&path)).is_ok());
     }
 }

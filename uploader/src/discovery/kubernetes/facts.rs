@@ -1,7 +1,7 @@
 //! From Kubernetes' objects to what is kept of them.
 
 use k8s_openapi::{
-    api::core::v1::{ContainerStatus, Pod as KubernetesPod},
+    api::core::v1::{ContainerStatus, Pod as KubernetesPod, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
@@ -51,7 +51,7 @@ pub(super) fn pod(pod: &KubernetesPod) -> Option<Pod> {
     put("pod_phase", status.and_then(|status| status.phase.as_deref()));
     let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
     let ready = conditions.filter(|condition| condition.type_ == "Ready").map(|condition| &condition.status);
-    put("pod_ready", ready.map(|status| status.to_lowercase()).next().as_deref());
+    put("pod_ready", Some(&ready.map(|status| status.to_lowercase()).next().unwrap_or("unknown".into())));
     let owners = metadata.owner_references.iter().flatten();
     if let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) {
         put("pod_controller_kind", Some(&owner.kind));
@@ -69,28 +69,41 @@ pub(super) fn pod(pod: &KubernetesPod) -> Option<Pod> {
         .into_iter()
         .flatten()
         .flat_map(|(list, is_init)| list.iter().flatten().map(move |status| (status, is_init)));
-    let containers = statuses.flat_map(|(status, is_init)| containers(status, is_init));
+    let containers =
+        statuses.flat_map(|(status, is_init)| containers(status, image_of(spec, status), is_init));
     let containers = containers.take(MAX_CONTAINERS).collect();
     let phase = status.and_then(|status| status.phase.as_deref());
     let has_ended = matches!(phase, Some("Succeeded" | "Failed"));
     Some(Pod { uid, cgroup_uid, namespace, name, has_ended, meta, containers })
 }
 
+/// The image that was asked for, as Prometheus has it: the status names whichever of the image's names the runtime found.
+fn image_of<'a>(spec: Option<&'a PodSpec>, status: &'a ContainerStatus) -> &'a str {
+    let asked_for = spec.and_then(|spec| {
+        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let named = containers.map(|container| (&container.name, &container.image));
+        let ephemeral = spec.ephemeral_containers.iter().flatten();
+        let mut all = named.chain(ephemeral.map(|container| (&container.name, &container.image)));
+        all.find(|(name, _)| **name == status.name)?.1.as_deref()
+    });
+    asked_for.unwrap_or(&status.image)
+}
+
 /// The container of a status, and the one before it, which may have ended before anybody was told that it ran.
-fn containers(status: &ContainerStatus, is_init: bool) -> Vec<Container> {
+fn containers(status: &ContainerStatus, image: &str, is_init: bool) -> Vec<Container> {
     let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     let last = last.and_then(|state| state.container_id.as_deref());
-    let mut ids: Vec<&str> = [status.container_id.as_deref(), last].into_iter().flatten().map(bare).collect();
-    ids.retain(|id| (1..=MAX_NAME).contains(&id.len()));
+    let mut ids: Vec<&str> = [status.container_id.as_deref(), last].into_iter().flatten().collect();
+    ids.retain(|id| !bare(id).is_empty() && id.len() <= MAX_NAME);
     ids.dedup();
     let name = printable(status.name.chars().take(MAX_NAME).collect::<String>().as_bytes());
-    let image = printable(status.image.chars().take(MAX_IMAGE).collect::<String>().as_bytes());
+    let image = printable(image.chars().take(MAX_IMAGE).collect::<String>().as_bytes());
     ids.into_iter()
         .map(|id| Container {
-            id: id.to_owned(),
+            id: bare(id).to_owned(),
             name: name.clone(),
             meta: [
-                ("id", id.to_owned()),
+                ("id", printable(id.as_bytes())),
                 ("name", name.clone()),
                 ("image", image.clone()),
                 ("init", is_init.to_string()),
@@ -127,7 +140,7 @@ mod tests {
         let found = parse(
             r#"{"metadata": {"name": "web-1", "namespace": "shop", "uid": "u", "labels": {"app": "web"},
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "r", "controller": true}]},
-                "spec": {"containers": [], "nodeName": "n1"},
+                "spec": {"containers": [{"name": "web", "image": "web:1"}], "initContainers": [{"name": "init", "image": "init:1"}], "nodeName": "n1"},
                 "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}],
                 "containerStatuses": [
                     {"name": "web", "image": "i:1", "imageID": "", "ready": true, "restartCount": 1, "containerID": "containerd://aa",
@@ -146,7 +159,10 @@ mod tests {
         assert_eq!((meta("pod_phase"), meta("pod_ready"), meta("pod_ip")), ("Running", "true", "10.0.0.1"));
         let init = &found.containers[2].meta;
         assert_eq!(init["__meta_kubernetes_pod_container_init"], "true");
-        assert_eq!(init["__meta_kubernetes_pod_container_image"], "i:3");
+        assert_eq!(init["__meta_kubernetes_pod_container_id"], "cri-o://cc");
+        // What was asked for, and where that is not known, what the runtime says.
+        let image = |index: usize| &found.containers[index].meta["__meta_kubernetes_pod_container_image"];
+        assert_eq!([image(0), image(1), image(2), image(3)], ["web:1", "web:1", "init:1", "i:4"]);
         assert_eq!(found.cgroup_uid, None);
     }
 

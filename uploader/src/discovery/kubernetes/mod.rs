@@ -3,7 +3,7 @@
 mod api_server;
 mod facts;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
@@ -11,7 +11,7 @@ use kube::{
     core::Status,
     runtime::watcher::{self, Event, watcher},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt as _;
 use tracing::{debug, info, warn};
 
@@ -28,8 +28,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const WELL_AGAIN: Duration = Duration::from_mins(2);
 /// Longest message of the API server's that is repeated, in characters.
 const MAX_MESSAGE: usize = 180;
-/// How often the node's labels are read.
+/// How often the node's labels are read, and how long is waited at most after a failure.
 const NODE_EVERY: Duration = Duration::from_mins(10);
+/// How long pods wait for the node's labels.
+const FIRST_OF_NODE: Duration = Duration::from_secs(2);
 
 /// Follows the pods of a node as they come, change and go. `selector`: of those, the ones with such labels. Never ends.
 pub async fn run(server: ApiServer, node: String, selector: String, source: Arc<Source>) {
@@ -56,16 +58,17 @@ pub async fn run(server: ApiServer, node: String, selector: String, source: Arc<
             }
         }
     };
-    tokio::join!(
-        follow_pods(client, &address, &node, &selector, &source),
-        follow_node(node_client, &node, &source)
-    );
+    let mut labels = NodeLabels::new(node_client, &node, &source);
+    // Rules that look at them find them with the first pods.
+    let pause = timeout(FIRST_OF_NODE, labels.read()).await.unwrap_or_default();
+    tokio::join!(follow_pods(client, &address, &node, &selector, &source), labels.follow(pause));
 }
 
 async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, source: &Source) {
     let config =
         watcher::Config::default().fields(&format!("spec.nodeName={node}")).labels(selector).page_size(PAGE);
-    let mut events = pin!(watcher(Api::<Pod>::all(client), config));
+    let begin = || Box::pin(watcher(Api::<Pod>::all(client.clone()), config.clone()));
+    let mut events = begin();
     // The library's own pauses begin anew with each event, and it has one that says only that it is about to ask.
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
     let mut last_failure: Option<Instant> = None;
@@ -86,8 +89,10 @@ async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, 
                 }
             }
             // What it watched from is too old, as happens after a while: all is listed anew.
-            Some(Err(error)) if status(&error).is_some_and(|status| status.code == 410) => {
+            Some(Err(error)) if is_outdated(&error) => {
                 debug!("pods are listed anew: {}", chain(&error));
+                // The library begins anew where this is said within a watch; as the answer to one it would ask the same again.
+                events = begin();
             }
             Some(Err(error)) => {
                 let reason = words(&error);
@@ -109,26 +114,75 @@ async fn follow_pods(client: Client, address: &str, node: &str, selector: &str, 
     }
 }
 
-/// Reads the node's labels again and again. They are for rules alone, and may be forbidden.
-async fn follow_node(client: Client, node: &str, source: &Source) {
-    let nodes = Api::<Node>::all(client);
-    loop {
-        match nodes.get_metadata(node).await {
-            Ok(found) => source.set_machine(facts::node(&found.metadata)),
-            Err(error) => debug!("labels of the node {node} cannot be read: {}", chain(&error)),
+/// Whether what is watched from is too old. A list that is refused so, which begins from nothing, is a failure like any other.
+fn is_outdated(error: &watcher::Error) -> bool {
+    !matches!(error, watcher::Error::InitialListFailed(_))
+        && status(error).is_some_and(|status| status.code == 410)
+}
+
+/// The node's labels. They are for rules alone, and may be forbidden.
+struct NodeLabels<'a> {
+    nodes: Api<Node>,
+    node: &'a str,
+    source: &'a Source,
+    backoff: Backoff,
+    has_failed: bool,
+}
+
+impl<'a> NodeLabels<'a> {
+    fn new(client: Client, node: &'a str, source: &'a Source) -> Self {
+        let backoff = Backoff::new(PAUSES.0, NODE_EVERY);
+        NodeLabels { nodes: Api::all(client), node, source, backoff, has_failed: false }
+    }
+
+    /// Reads them. Says how long they are good for.
+    async fn read(&mut self) -> Duration {
+        match self.nodes.get_metadata(self.node).await {
+            Ok(found) => {
+                self.source.set_machine(facts::node(&found.metadata));
+                self.backoff.reset();
+                self.has_failed = false;
+                NODE_EVERY
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.has_failed, true) {
+                    let reason = match &error {
+                        kube::Error::Api(status) => said(status, "; its account needs the verb get on nodes"),
+                        other => chain(other),
+                    };
+                    info!("rules see no labels of the node {}: {reason}", self.node);
+                }
+                self.backoff.next()
+            }
         }
-        sleep(NODE_EVERY).await;
+    }
+
+    /// Reads them again and again.
+    async fn follow(mut self, pause: Duration) {
+        let mut pause = pause;
+        loop {
+            sleep(pause).await;
+            pause = self.read().await;
+        }
     }
 }
 
 /// What is wrong, and what to do about it.
 fn words(error: &watcher::Error) -> String {
-    let Some(status) = status(error) else { return chain(error) };
+    match status(error) {
+        Some(status) => said(
+            status,
+            "; its account needs the verbs list and watch on pods (deploy/kubernetes has such a role)",
+        ),
+        None => chain(error),
+    }
+}
+
+/// What the API server says, and what to do about it where that is forbidden.
+fn said(status: &Status, where_forbidden: &'static str) -> String {
     let hint = match status.code {
         401 => "; its token is refused: is it this cluster's?",
-        403 => {
-            "; its account needs the verbs get, list and watch on pods (deploy/kubernetes has such a role)"
-        }
+        403 => where_forbidden,
         _ => "",
     };
     // What to do is said behind it, and stays in what is kept of the whole.

@@ -92,8 +92,9 @@ pub(super) fn docker(listed: DockerContainer) -> Pod {
         let found = container(&listed.id, container_name, &listed.image);
         return Pod { cgroup_uid: Some(uid.to_owned()), containers: vec![found], ..own };
     }
-    // The first of its names has one slash, the others are links of other containers'.
-    let name = listed.names.first().map_or("", |name| name.trim_start_matches('/'));
+    // Its own name has one slash; the others are what other containers call it (`--link`), in the order of the alphabet.
+    let names = || listed.names.iter().map(|name| name.trim_start_matches('/'));
+    let name = names().find(|name| !name.contains('/')).or(names().next()).unwrap_or_default();
     let (id, name) = (short(&listed.id, MAX_NAME), short(name, MAX_NAME));
     let image = short(&listed.image, MAX_IMAGE);
     let mut meta = named("__meta_docker_container", [("id", &*id), ("name", &*name), ("image", &*image)]);
@@ -170,7 +171,7 @@ mod tests {
     fn containers_of_docker_with_and_without_a_kubelet() {
         let own = DockerContainer {
             id: "ab".into(),
-            names: vec!["/web".into(), "/other/link".into()],
+            names: vec!["/app/link".into(), "/web".into()],
             image: "i:1".into(),
             labels: Some([("com.docker.compose.service".to_owned(), "web".to_owned())].into()),
         };
