@@ -162,13 +162,22 @@ fn recursion_without_frame_pointers(system: &System) {
         let _running = Running::start(&path, &[""; 0]);
         let profile = system.collect_settled(&name, 100);
         assert_rooted(&profile, &["_start"]);
-        let whole = profile.count(|stack| {
-            user_names(stack).iter().filter(|name| **name == "descend").count() == depth as usize
-        });
-        // The way down and back up takes a little.
+        // In the work the stack is of one depth, exactly; on the way down and back up of any below it. How long the way takes
+        // against the work is the machine's affair.
+        let mut at_work = 0;
+        for stack in &profile.stacks {
+            let names = user_names(stack);
+            let descended = names.iter().filter(|name| **name == "descend").count();
+            if names.first() == Some(&"spin") {
+                at_work += stack.count;
+                assert_eq!(descended, depth as usize, "{}", stack.line());
+            } else {
+                assert!(descended <= depth as usize, "{}", stack.line());
+            }
+        }
         assert!(
-            whole as f64 > 0.9 * profile.total() as f64,
-            "{whole} of {}:\n{}",
+            at_work as f64 > 0.5 * profile.total() as f64,
+            "{at_work} of {}:\n{}",
             profile.total(),
             profile.dump()
         );
