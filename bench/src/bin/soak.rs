@@ -2,7 +2,13 @@
 //! libraries all the time. As root: `script/soak [MINUTES]`. Prints a table in Markdown, a line a minute, and fails if something
 //! grows.
 
-use std::{env, process::ExitCode, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
 
 use bench::usage::kernel_memory;
 use tests::{
@@ -16,7 +22,7 @@ const MINUTES: usize = 30;
 /// How often both halves are looked at in a minute.
 const LOOKS: u32 = 6;
 /// A process after the other, a program that nobody has seen before every other second, and copies of it, which are files that nobody has
-/// seen before: within twenty minutes so many that whatever remembers files has no room for more.
+/// seen before. Two of these make so many that whatever holds or remembers files has soon no room for more, whatever the machine's speed.
 const STARTS: &str = "cd \"$1\"; i=0; while :; do i=$((i + 1)); \
     echo \"int main(void) { volatile int i = 0; while (i < 5000000 + $i) i++; }\" >new.c; cc -O1 -o new new.c; ./new; \
     j=0; while [ $j -lt 30 ]; do j=$((j + 1)); cp new copy; ./copy; rm copy; done; rm new; \
@@ -53,6 +59,16 @@ fn mean(rows: &[[f64; COLUMNS.len()]]) -> [f64; COLUMNS.len()] {
     mean
 }
 
+/// What the uploader itself says that it holds: name of a gauge to value.
+fn held(system: &System) -> BTreeMap<String, f64> {
+    let is_of_it = |name: &str| {
+        ["bulkhead_entries{", "bulkhead_bytes{", "bulkhead_debuginfo_known"]
+            .iter()
+            .any(|of| name.starts_with(of))
+    };
+    system.metrics().into_iter().filter(|(name, _)| is_of_it(name)).collect()
+}
+
 fn cells(row: &[f64]) -> String {
     row.iter().map(|value| format!("{value:.1}")).collect::<Vec<_>>().join(" | ")
 }
@@ -70,20 +86,21 @@ fn main() -> ExitCode {
     let trees: Vec<_> = trees.into_iter().map(|path| path.expect("a compiler")).collect();
     let libraries: Vec<_> =
         (1..=CHURN_LIBRARIES).map(|number| churn_library(number).expect("a compiler")).collect();
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folders = [(), ()].map(|()| tempfile::tempdir().expect("a temporary folder"));
     let loader = churn_loader().expect("a compiler");
     let start: Vec<Box<dyn Fn() -> Running>> = vec![
         Box::new(|| Running::start(&trees[0], &[""; 0])),
         Box::new(|| Running::start(&trees[1], &[""; 0])),
         Box::new(|| Running::start(&loader, &libraries)),
-        Box::new(|| Running::shell(STARTS, &[folder.path()])),
+        Box::new(|| Running::shell(STARTS, &[folders[0].path()])),
+        Box::new(|| Running::shell(STARTS, &[folders[1].path()])),
     ];
     let mut load: Vec<Running> = start.iter().map(|start| start()).collect();
 
     let names = COLUMNS.map(|(name, _)| name).join(" | ");
     println!("| minute | {names} | samples | records | lost | profiles |");
     println!("|---|{}---|---|---|---|", "---|".repeat(COLUMNS.len()));
-    let mut rows = Vec::new();
+    let (mut rows, mut holdings) = (Vec::new(), Vec::new());
     for minute in 1..=minutes {
         let begin = rows.len();
         for _ in 0..LOOKS {
@@ -104,8 +121,21 @@ fn main() -> ExitCode {
         ];
         let counts = counts.map(|name| format!("{:.0}", system.metric(name))).join(" | ");
         println!("| {minute} | {} | {counts} |", cells(&mean(&rows[begin..])));
+        if minute % (minutes / 3) == 0 {
+            holdings.push((minute, held(&system)));
+        }
     }
     drop(load);
+
+    // Where the uploader grew, this says what has.
+    let minutes =
+        holdings.iter().map(|(minute, _)| format!("minute {minute}")).collect::<Vec<_>>().join(" | ");
+    println!("\n| the uploader holds | {minutes} |\n|---|{}", "---|".repeat(holdings.len()));
+    for name in holdings.iter().flat_map(|(_, held)| held.keys()).collect::<BTreeSet<_>>() {
+        let values: Vec<_> =
+            holdings.iter().map(|(_, held)| held.get(name).copied().unwrap_or(0.0).to_string()).collect();
+        println!("| `{name}` | {} |", values.join(" | "));
+    }
 
     let third = rows.len() / 3;
     let (before, after) = (mean(&rows[third..2 * third]), mean(&rows[2 * third..]));
