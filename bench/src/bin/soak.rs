@@ -19,8 +19,9 @@ use workloads::{CHURN_LIBRARIES, CallTree, Start, churn_library, churn_loader};
 
 /// How long it takes, in minutes, when nothing is said.
 const MINUTES: usize = 30;
-/// How often both halves are looked at in a minute.
-const LOOKS: u32 = 6;
+/// How often both halves are looked at in a minute. No multiple of the windows in one: what they hold grows until a window ends, and looks
+/// in step with that would see how the two drift apart.
+const LOOKS: u32 = 13;
 /// A process after the other, a program that nobody has seen before every other second, and copies of it, which are files that nobody has
 /// seen before. Two of these make so many that whatever holds or remembers files has soon no room for more, whatever the machine's speed.
 const STARTS: &str = "cd \"$1\"; i=0; while :; do i=$((i + 1)); \
