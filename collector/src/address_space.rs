@@ -78,7 +78,8 @@ pub(crate) struct AddressSpace {
     reused: Reused,
 }
 
-/// The address space has [`MAX_MAPPINGS`] already. Or all together have too many: then nothing is known of this one any more.
+/// The address space has [`MAX_MAPPINGS`] already. Or all together have too many: then this mapping is not known, and of a list that was shared
+/// [`MAX_IN_EACH`] others stay at most.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Full;
 

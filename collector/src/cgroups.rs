@@ -239,4 +239,22 @@ mod tests {
         // All keys are of one set of cgroups: it is forgotten with them, and learnt again under another id.
         assert!(!cgroups.knows(first) && cgroups.of(0, pid, start, 0, 0).is_some_and(|id| cgroups.knows(id)));
     }
+
+    #[test]
+    fn long_texts_are_bounded_in_bytes() {
+        let mut cgroups = Cgroups::default();
+        let (pid, start) = own();
+        let text = |number: usize| format!("0::/{number}/{}", "x".repeat(8000)).into_bytes();
+        let first = cgroups.intern(&text(0));
+        for number in 1.. {
+            if cgroups.bytes >= MAX_BYTES {
+                break;
+            }
+            cgroups.intern(&text(number));
+        }
+        assert!(cgroups.texts.len() < MAX_SETS / 8 && cgroups.knows(first));
+        let id = cgroups.of(7, pid, start, 0, 0).unwrap();
+        assert!(cgroups.knows(id) && !cgroups.knows(first));
+        assert_eq!(cgroups.bytes, cgroups.texts[&id].text.len());
+    }
 }

@@ -131,9 +131,6 @@ impl Executables {
         {
             return (id, None);
         }
-        if found.is_none() && self.is_full() {
-            return (self.beyond(losses), None);
-        }
         let device = (numbers.major, numbers.minor);
         let has_numbers = |identity: &Identity| {
             identity.inode == numbers.inode && device == (major(identity.device), minor(identity.device))
@@ -153,7 +150,15 @@ impl Executables {
                 Some(id) => *id,
                 // The first look at a file that could not be opened before: it keeps the id that it was told under.
                 None => match found.filter(|(id, _)| is_it && !self.is_open(*id)) {
-                    Some((id, _)) => self.identify(id, opened.identity, &mapped.path),
+                    Some((id, _)) => {
+                        self.keep(
+                            id,
+                            ExecutableKind::File(opened.identity),
+                            &mapped.path,
+                            Some(&opened.file),
+                        );
+                        id
+                    }
                     None if self.is_full() => return (self.beyond(losses), None),
                     None => self.add(ExecutableKind::File(opened.identity), &mapped.path, Some(&opened.file)),
                 },
@@ -168,6 +173,9 @@ impl Executables {
         if let Some((id, _)) = found {
             self.by_numbers.insert(numbers, Found { id, look_again: now.saturating_add(TRY_AGAIN_AFTER) });
             return (id, None);
+        }
+        if self.is_full() {
+            return (self.beyond(losses), None);
         }
         losses.add(loss, 1);
         let id = self.add(ExecutableKind::Unopened, &mapped.path, None);
@@ -191,16 +199,14 @@ impl Executables {
         self.known.get(&id).is_some_and(|known| known.kind != ExecutableKind::Unopened)
     }
 
-    fn identify(&mut self, id: ExecutableId, identity: Identity, path: &[u8]) -> ExecutableId {
-        let known = Known { kind: ExecutableKind::File(identity), path: path.to_vec(), told: 0 };
-        self.known.insert(id, known);
-        self.by_identity.insert(identity, id);
-        id
-    }
-
     fn add(&mut self, kind: ExecutableKind, path: &[u8], file: Option<&OwnedFd>) -> ExecutableId {
         self.last = self.last.wrapping_add(1).max(BEYOND.0 + 1);
         let id = ExecutableId(self.last);
+        self.keep(id, kind, path, file);
+        id
+    }
+
+    fn keep(&mut self, id: ExecutableId, kind: ExecutableKind, path: &[u8], file: Option<&OwnedFd>) {
         let is_unlinked = file.and_then(|file| fstat(file).ok()).is_some_and(|stat| stat.st_nlink == 0);
         let path = if is_unlinked { without_deleted(path) } else { path };
         let is_whole = self.known.len() < WITH_WHOLE_PATHS;
@@ -209,7 +215,6 @@ impl Executables {
             self.by_identity.insert(identity, id);
         }
         self.known.insert(id, Known { kind, path: path.to_vec(), told: 0 });
-        id
     }
 
     /// What `session` must be told of this executable, if it was not yet.
@@ -347,11 +352,22 @@ mod tests {
         };
         let ids = [1, 2].map(|inode| executables.of(&gone(inode), 0, &mut losses).0);
         assert_eq!(ids, [BEYOND; 2]);
+        // Nor is a path longer for being told of twice.
+        let unopened = ExecutableId(executables.last);
+        let identity = Identity { device: 1, inode: 1, ctime: 0, ctime_nanos: 0, size: 0 };
+        executables.keep(unopened, ExecutableKind::File(identity), &path, None);
+        assert_eq!(executables.known[&unopened].path.len(), END_OF_PATH);
         // A file in the place of one that is known already is no way round it.
         let other = FileNumbers { inode: own().file.inode + 1, ..own().file };
         executables.by_numbers.insert(other, Found { id: VDSO, look_again: 0 });
         if may_open() {
             assert_eq!(executables.of(&Mapped { file: other, ..own() }, 1, &mut losses).0, BEYOND);
+            // What is known stays known, also where `fstat` gives other numbers (btrfs).
+            let known = open(std::process::id(), own().start, own().end, |_| true).unwrap();
+            executables.by_identity.insert(known.identity, unopened);
+            assert_eq!(executables.of(&Mapped { file: other, ..own() }, 2, &mut losses).0, unopened);
+            let elsewhere = FileNumbers { minor: own().file.minor + 1, ..own().file };
+            assert_eq!(executables.of(&Mapped { file: elsewhere, ..own() }, 3, &mut losses).0, unopened);
         }
         assert!(executables.tell(BEYOND, 1).is_some() && executables.len() == MAX_EXECUTABLES + 1);
         executables.retain(&HashSet::new());

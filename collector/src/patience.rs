@@ -90,11 +90,12 @@ thread_local! {
     static MEMORY: RefCell<Memory> = RefCell::default();
 }
 
-/// Looks at what a process has mapped, unless its owner's processes are left alone now.
+/// Looks at what a process has mapped, unless its owner's processes are left alone now: then the error says so ([`is_for_later`]).
 pub(crate) fn look<T>(pid: u32, look: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let begun = Instant::now();
     if MEMORY.with_borrow_mut(|memory| memory.leaves_alone(pid, begun)) {
-        return Err(io::Error::other(
+        return Err(io::Error::new(
+            io::ErrorKind::WouldBlock,
             "its owner's processes have held up who looked at them, and are left alone for a while",
         ));
     }
@@ -106,6 +107,11 @@ pub(crate) fn look<T>(pid: u32, look: impl FnOnce() -> io::Result<T>) -> io::Res
         MEMORY.with_borrow_mut(|memory| memory.add(pid, took, now));
     }
     result
+}
+
+/// Whether there was no look at all, and there may be one later. Files of `/proc` do not fail so.
+pub(crate) fn is_for_later(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ const PAUSE_FOR_MAPPING: u64 = 40_000;
 const LINGERING: u64 = 500_000_000 + waiting::WAIT_FOR;
 /// Most samples taken in one round.
 const MOST_SAMPLES: usize = 16 * 1024;
+/// Room for so many records and samples stays when a burst is over.
+const KEPT_ROOM: usize = 1024;
 const SECOND: u64 = 1_000_000_000;
 const LOOK_FOR_GONE_EVERY: u64 = 30 * SECOND;
 /// How often the kernel's symbols are read again at most, when code shows up that is in none.
@@ -261,6 +263,10 @@ impl Profiler {
         if now.saturating_sub(self.last.look_for_gone) >= LOOK_FOR_GONE_EVERY {
             self.last.look_for_gone = now;
             self.registry.remove_gone(&mut self.link);
+            // What a burst has taken would else be kept for good.
+            self.events.shrink_to(KEPT_ROOM);
+            self.samples.shrink_to(KEPT_ROOM);
+            security::give_back_memory();
         }
         if self.unknown_kernel_code && now.saturating_sub(self.last.read_symbols) >= READ_SYMBOLS_EVERY {
             self.last.read_symbols = now;

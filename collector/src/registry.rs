@@ -12,6 +12,7 @@ use crate::{
     executables::{Executables, KEPT_EXECUTABLES, MAX_EXECUTABLES, VDSO},
     kernel_events::{KernelEvent, Mapped, What},
     link::Link,
+    patience,
     processes::{NewProcess, Process, Processes},
     procfs,
     rescan::Rescan,
@@ -29,7 +30,7 @@ pub(crate) struct Registry {
     pub(crate) executables: Executables,
     pub(crate) cgroups: Cgroups,
     pub(crate) losses: Losses,
-    /// Records were lost, so that `/proc` must be read again.
+    /// Records were lost, or a process could not be looked at when it was met, so that `/proc` must be read again.
     incomplete: bool,
     rescan: Rescan,
     look_ups: u32,
@@ -297,6 +298,7 @@ impl Registry {
         let mut space = AddressSpace::default();
         let mappings = procfs::executable_mappings(pid, MAX_MAPPINGS);
         let is_read = mappings.is_ok();
+        let is_for_later = mappings.as_ref().is_err_and(patience::is_for_later);
         for mapped in mappings.unwrap_or_default() {
             if let Some((mapping, _)) = self.code_mapping(&mapped, now)
                 && space.map(mapping).is_err()
@@ -312,11 +314,13 @@ impl Registry {
             if is_read {
                 process.space = space;
             }
+            self.incomplete |= is_for_later && process.space.mappings().is_empty();
             process.threads = stat.threads;
             process.counted_at = counted_at;
             process.start_time = Some(stat.start_time);
             return;
         }
+        self.incomplete |= is_for_later;
         let new = NewProcess {
             comm: stat.comm,
             space,
@@ -364,7 +368,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{kernel_events::FileNumbers, patience};
+    use crate::kernel_events::FileNumbers;
 
     struct World {
         registry: Registry,
@@ -498,12 +502,40 @@ mod tests {
         };
         let before = known(&mut world);
         assert!(before > 0);
+        be_left_alone();
+        assert_eq!(known(&mut world), before);
+    }
+
+    /// Until looks at this process have taken so long that it is left alone.
+    fn be_left_alone() {
         let slow = || {
             std::thread::sleep(std::time::Duration::from_millis(100));
             Ok(())
         };
-        while patience::look(own, slow).is_ok() {}
-        assert_eq!(known(&mut world), before);
+        while patience::look(std::process::id(), slow).is_ok() {}
+    }
+
+    #[test]
+    fn who_is_met_while_left_alone_is_read_later() {
+        let mut world = World::new();
+        let own = std::process::id();
+        let mappings =
+            |world: &mut World| world.registry.processes.get_mut(own).unwrap().space.mappings().len();
+        be_left_alone();
+        world.registry.look_up(own, world.now, &mut world.link);
+        assert!(mappings(&mut world) == 0 && world.registry.incomplete);
+        // Once more too early.
+        world.registry.incomplete = false;
+        world.registry.look_up(own, world.now, &mut world.link);
+        assert!(mappings(&mut world) == 0 && world.registry.incomplete);
+        // As often as it takes: others of its cgroup are looked at too.
+        let begun = Instant::now();
+        while mappings(&mut world) == 0 {
+            assert!(world.registry.incomplete || world.registry.rescan.is_under_way());
+            assert!(begun.elapsed() < std::time::Duration::from_mins(1));
+            world.registry.read_again(world.now, &mut world.link).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
     }
 
     #[test]

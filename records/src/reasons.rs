@@ -70,7 +70,7 @@ reasons! {
         QueueFull = 5, "queue_full", "the uploader did not read in time: the oldest samples were dropped";
         KernelEvents = 6, "kernel_events", "records of mappings and processes that the kernel could not deliver";
         BadRecord = 7, "bad_record", "a record that was not of the agreed form";
-        TooManyMappings = 8, "too_many_mappings", "mappings beyond the bound for one process";
+        TooManyMappings = 8, "too_many_mappings", "mappings beyond the bound for one process, or for all together";
         TooManyProcesses = 9, "too_many_processes", "processes beyond the bound for the machine";
         NotOpened = 10, "not_opened", "executables that could not be opened: their frames have no names";
         UnknownKernelCode = 11, "unknown_kernel_code", "kernel frames in no known kernel text";
