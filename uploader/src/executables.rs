@@ -26,10 +26,10 @@ pub const MAX_HELD: usize = 512;
 pub const HOLD: Duration = Duration::from_secs(30);
 /// Devices of which something is known.
 const MAX_DEVICES: usize = 1024;
-/// So many reads that gave no answer in time close a device for [`DEVICE_PAUSE`].
+/// So many reads within [`DEVICE_PAUSE`] that gave no answer in time close a device for as long.
 const DEVICE_STRIKES: u32 = 3;
-/// How long nothing is read from a device that hangs.
-const DEVICE_PAUSE: Duration = Duration::from_mins(10);
+/// How long nothing is read from a device that hangs, or from a file that was not read in time.
+pub const DEVICE_PAUSE: Duration = Duration::from_mins(10);
 
 /// An executable by a number of the uploader's own that is not used again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -51,6 +51,8 @@ pub enum Facts {
     Known(Arc<ElfFacts>),
     /// They cannot be had, for this reason. One warning was given.
     Unreadable(Arc<str>),
+    /// They, or the names, were not there in time, for this reason. Nobody tries again before then.
+    Late(Arc<str>, Instant),
 }
 
 /// An executable.
@@ -79,7 +81,15 @@ impl Executable {
     pub fn known(&self) -> Option<&Arc<ElfFacts>> {
         match &self.facts {
             Facts::Known(facts) => Some(facts),
-            Facts::Unread | Facts::Reading | Facts::Unreadable(_) => None,
+            Facts::Unread | Facts::Reading | Facts::Unreadable(_) | Facts::Late(..) => None,
+        }
+    }
+
+    /// Why it cannot be read now, if it cannot.
+    pub fn problem(&self) -> Option<&Arc<str>> {
+        match &self.facts {
+            Facts::Unreadable(reason) | Facts::Late(reason, _) => Some(reason),
+            Facts::Unread | Facts::Reading | Facts::Known(_) => None,
         }
     }
 }
@@ -87,6 +97,8 @@ impl Executable {
 #[derive(Debug)]
 struct Device {
     strikes: u32,
+    /// When the latest was.
+    struck: Instant,
     closed_until: Option<Instant>,
 }
 
@@ -256,10 +268,13 @@ impl Executables {
         self.entries.peek(&key)
     }
 
-    /// A new window: each file may be asked for once more.
-    pub fn begin_window(&mut self) {
+    /// A new window: each file may be asked for once more, and what was late is tried again when it is time.
+    pub fn begin_window(&mut self, now: Instant) {
         for (_, entry) in &mut self.entries {
             entry.asked = false;
+            if matches!(entry.facts, Facts::Late(_, again) if now >= again) {
+                entry.facts = Facts::Unread;
+            }
         }
     }
 
@@ -279,7 +294,15 @@ impl Executables {
                 return false;
             }
         }
-        let device = self.devices.entry(identity.device).or_insert(Device { strikes: 0, closed_until: None });
+        let device = self.devices.entry(identity.device).or_insert(Device {
+            strikes: 0,
+            struck: now,
+            closed_until: None,
+        });
+        if now.saturating_duration_since(device.struck) >= DEVICE_PAUSE {
+            device.strikes = 0;
+        }
+        device.struck = now;
         device.strikes += 1;
         if device.strikes >= DEVICE_STRIKES {
             device.strikes = 0;
@@ -406,5 +429,25 @@ mod tests {
         assert!(executables.is_closed(kind, now));
         assert!(!executables.is_closed(kind, now + DEVICE_PAUSE));
         assert!(!executables.is_closed(ExecutableKind::Vdso, now));
+    }
+
+    #[test]
+    fn a_device_that_is_slow_now_and_then_does_not_hang() {
+        let mut executables = Executables::default();
+        let kind = executable(1, 1).kind;
+        let now = Instant::now();
+        assert!((0..10).all(|count| !executables.strike(kind, now + DEVICE_PAUSE * count)));
+    }
+
+    #[test]
+    fn what_was_late_is_tried_again_when_it_is_time() {
+        let mut executables = Executables::default();
+        let now = Instant::now();
+        let key = executables.add(&executable(1, 1), None, now);
+        executables.get_mut(key).unwrap().facts = Facts::Late("late".into(), now + DEVICE_PAUSE);
+        executables.begin_window(now);
+        assert!(executables.get(key).unwrap().problem().is_some());
+        executables.begin_window(now + DEVICE_PAUSE);
+        assert!(matches!(executables.get(key).unwrap().facts, Facts::Unread));
     }
 }

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     debuginfo::{Candidate, Offers},
-    executables::{Executable, ExecutableKey, Facts},
+    executables::{DEVICE_PAUSE, Executable, ExecutableKey, Facts},
     processes::JitKey,
     profile::{ExecutableInfo, Frame, Names},
     rows,
@@ -115,18 +115,28 @@ fn not_done(state: &mut State, kind: ExecutableKind, path: &str, error: &JobErro
     if matches!(error, JobError::Hung(_)) && state.executables.strike(kind, now) {
         warn_sparingly(format_args!("the device of {path} hangs: nothing is read from it for ten minutes"));
     }
-    if *error == JobError::Refused { Facts::Unread } else { Facts::Unreadable(error.to_string().into()) }
+    match error {
+        JobError::Refused => Facts::Unread,
+        JobError::TimedOut(_) | JobError::Hung(_) => {
+            Facts::Late(error.to_string().into(), now + DEVICE_PAUSE)
+        }
+        JobError::Busy | JobError::Panicked => Facts::Unreadable(error.to_string().into()),
+    }
 }
 
 fn path_of(state: &State, key: ExecutableKey) -> Arc<str> {
     state.executables.get(key).map_or_else(|| "[unknown]".into(), |entry| Arc::clone(&entry.path))
 }
 
+/// Offsets in files, and addresses of code that is in none.
+type PendingFiles = HashMap<ExecutableKey, BTreeSet<u64>>;
+type PendingAnonymous = HashMap<JitKey, BTreeSet<u64>>;
+
 /// What has to be looked up for some stacks.
 #[derive(Debug, Default)]
 struct Pending {
-    files: HashMap<ExecutableKey, BTreeSet<u64>>,
-    anonymous: HashMap<JitKey, BTreeSet<u64>>,
+    files: PendingFiles,
+    anonymous: PendingAnonymous,
     kernel: BTreeSet<(u16, u64)>,
 }
 
@@ -148,12 +158,16 @@ pub async fn names(shared: &Arc<Shared>, stacks: &[Arc<[Frame]>], limit: Duratio
     let mut names = Names::default();
     let used: Vec<_> = pending.files.keys().copied().collect();
     let deadline = Instant::now() + limit;
-    take_cached(shared, &mut pending, &mut names);
+    take_cached(shared, &mut pending.files, &mut names);
     ask(shared, &pending, &used).await;
     let resolved = timeout(limit, async {
-        facts(shared, &pending, deadline).await;
-        resolve_files(shared, &mut pending, &mut names).await;
-        resolve_anonymous(shared, &pending).await;
+        let Pending { files, anonymous, .. } = &mut pending;
+        let files = async {
+            facts(shared, files, deadline).await;
+            resolve_files(shared, files, &mut names).await;
+        };
+        // Nobody's files hold up names of code that is in none.
+        tokio::join!(files, resolve_anonymous(shared, anonymous));
     });
     if resolved.await.is_err() {
         warn_sparingly(format_args!(
@@ -166,9 +180,9 @@ pub async fn names(shared: &Arc<Shared>, stacks: &[Arc<[Frame]>], limit: Duratio
 }
 
 /// Takes what is known already out of what is to be looked up.
-fn take_cached(shared: &Shared, pending: &mut Pending, names: &mut Names) {
+fn take_cached(shared: &Shared, files: &mut PendingFiles, names: &mut Names) {
     let mut state = shared.state();
-    pending.files.retain(|key, offsets| {
+    files.retain(|key, offsets| {
         offsets.retain(|offset| match state.names.get(*key, *offset) {
             Some(lines) => {
                 names.lines.insert(Frame::File(*key, *offset), lines);
@@ -197,7 +211,7 @@ async fn ask(shared: &Shared, pending: &Pending, used: &[ExecutableKey]) {
             state.ask_for_file(key, now);
         }
         for (key, addresses) in &pending.anonymous {
-            if state.jit.unresolved(*key, addresses).is_empty() {
+            if state.jit.unresolved(*key, addresses, now).is_empty() {
                 continue;
             }
             if let Some(process) = state.jit.to_ask(*key) {
@@ -238,9 +252,9 @@ fn offer(offers: &Offers, entry: &Executable) {
 }
 
 /// Waits until the facts of all files that are here were read.
-async fn facts(shared: &Arc<Shared>, pending: &Pending, deadline: Instant) {
-    for key in pending.files.keys() {
-        let job = shared.state().read_facts_now(*key);
+async fn facts(shared: &Arc<Shared>, files: &PendingFiles, deadline: Instant) {
+    for key in files.keys() {
+        let job = shared.state().read_facts_now(*key, Instant::now());
         if let Some(job) = job {
             tokio::spawn(run_job(Arc::clone(shared), job));
         }
@@ -250,7 +264,7 @@ async fn facts(shared: &Arc<Shared>, pending: &Pending, deadline: Instant) {
         let reading = |key: &ExecutableKey| {
             shared.state().executables.get(*key).is_some_and(|entry| matches!(entry.facts, Facts::Reading))
         };
-        if !pending.files.keys().any(reading) {
+        if !files.keys().any(reading) {
             return;
         }
         tokio::select! {
@@ -261,13 +275,13 @@ async fn facts(shared: &Arc<Shared>, pending: &Pending, deadline: Instant) {
 }
 
 /// What takes longer than anybody waits goes on, for the next window.
-async fn resolve_files(shared: &Arc<Shared>, pending: &mut Pending, names: &mut Names) {
+async fn resolve_files(shared: &Arc<Shared>, files: &mut PendingFiles, names: &mut Names) {
     let mut tried = HashSet::new();
     loop {
         // Before the look at what is under way, so that no end comes between the two.
         let arrived = shared.arrived.notified();
         let (done, mut answers) = mpsc::unbounded_channel();
-        for (key, offsets) in &pending.files {
+        for (key, offsets) in &*files {
             // It may be under way for another window, which has it soon.
             if tried.contains(key) || !shared.state().begin_naming(*key) {
                 continue;
@@ -281,13 +295,13 @@ async fn resolve_files(shared: &Arc<Shared>, pending: &mut Pending, names: &mut 
         drop(done);
         while let Some((key, lines)) = answers.recv().await {
             names.lines.extend(lines);
-            pending.files.remove(&key);
+            files.remove(&key);
         }
-        if pending.files.keys().all(|key| tried.contains(key)) {
+        if files.keys().all(|key| tried.contains(key)) {
             return;
         }
         arrived.await;
-        take_cached(shared, pending, names);
+        take_cached(shared, files, names);
     }
 }
 
@@ -371,22 +385,24 @@ fn failed(state: &mut State, key: ExecutableKey, error: &JobError) {
     let Some(Executable { kind, path, .. }) = state.executables.get(key).cloned() else { return };
     warn_sparingly(format_args!("cannot read the names of {path}: {error}; its frames have no names"));
     let facts = not_done(state, kind, &path, error, Instant::now());
-    if let Facts::Unreadable(_) = facts
+    // What is known of it is not unread again for having been refused.
+    if !matches!(facts, Facts::Unread)
         && let Some(entry) = state.executables.get_mut(key)
     {
         entry.facts = facts;
     }
 }
 
-async fn resolve_anonymous(shared: &Arc<Shared>, pending: &Pending) {
+async fn resolve_anonymous(shared: &Arc<Shared>, anonymous: &PendingAnonymous) {
     let questions: Vec<(JitKey, JitQuestion)> = {
         let mut state = shared.state();
+        let now = Instant::now();
         let question = |(key, addresses): (&JitKey, &BTreeSet<u64>)| {
-            let unresolved = state.jit.unresolved(*key, addresses);
+            let unresolved = state.jit.unresolved(*key, addresses, now);
             let question = if unresolved.is_empty() { None } else { state.jit.question(*key, unresolved) };
             Some((*key, question?))
         };
-        pending.anonymous.iter().filter_map(question).collect()
+        anonymous.iter().filter_map(question).collect()
     };
     // Goes on when nobody waits for it any more: what was read is there for the next window.
     let reading = tokio::spawn(read_perf_maps(Arc::clone(shared), questions));
@@ -396,10 +412,16 @@ async fn resolve_anonymous(shared: &Arc<Shared>, pending: &Pending) {
 
 /// Small maps first: who has a large one waits, and not those who have not. If large ones are being read, only small ones.
 async fn read_perf_maps(shared: Arc<Shared>, questions: Vec<(JitKey, JitQuestion)>) {
-    let mut questions: Vec<_> =
-        questions.into_iter().map(|(key, question)| (question.unread(), key, question)).collect();
-    questions.sort_unstable_by_key(|(unread, ..)| *unread);
-    for (unread, key, question) in questions {
+    let mut sized = Vec::with_capacity(questions.len());
+    for (key, question) in questions {
+        // A file that cannot be asked for its size is not read either.
+        match shared.files.run(FACTS_LIMIT, move || (question.unread(), question)).await {
+            Ok((unread, question)) => sized.push((unread, key, question)),
+            Err(error) => no_perf_map(&error),
+        }
+    }
+    sized.sort_unstable_by_key(|(unread, ..)| *unread);
+    for (unread, key, question) in sized {
         let begun = Instant::now();
         if !shared.state().jit.begin_reading(unread, begun) {
             shared.state().counts.perf_maps_put_off += 1;
@@ -414,13 +436,15 @@ async fn read_perf_maps(shared: Arc<Shared>, questions: Vec<(JitKey, JitQuestion
                 if let Some(problem) = &answer.problem {
                     debug!("a perf map: {problem}");
                 }
-                state.jit.answer(key, &answer);
+                state.jit.answer(key, &answer, ended);
             }
-            Err(error) => warn_sparingly(format_args!(
-                "cannot read a perf map: {error}; the process's own code has no names"
-            )),
+            Err(error) => no_perf_map(&error),
         }
     }
+}
+
+fn no_perf_map(error: &JobError) {
+    warn_sparingly(format_args!("cannot read a perf map: {error}; the process's own code has no names"));
 }
 
 /// Closes the files, and adds what needs none.
@@ -433,11 +457,8 @@ fn finish(shared: &Shared, used: &[ExecutableKey], pending: &Pending, names: &mu
         }
         state.executables.close(*key);
         let Some(entry) = state.executables.get(*key) else { continue };
-        let problem = match &entry.facts {
-            Facts::Unreadable(reason) => Some(Arc::clone(reason)),
-            _ if pending.files.contains_key(key) => Some("its file could not be had".into()),
-            _ => None,
-        };
+        let not_had = || pending.files.contains_key(key).then(|| "its file could not be had".into());
+        let problem = entry.problem().cloned().or_else(not_had);
         let info = ExecutableInfo { path: Arc::clone(&entry.path), facts: entry.known().cloned(), problem };
         names.executables.insert(*key, info);
     }
@@ -482,8 +503,9 @@ mod tests {
         let limit = Duration::from_secs(1);
         let mut facts = |error| not_done(&mut state, kind, "/x", &error, Instant::now());
         assert!(matches!(facts(JobError::Refused), Facts::Unread));
-        for error in [JobError::Panicked, JobError::TimedOut(limit), JobError::Hung(limit)] {
-            assert!(matches!(facts(error), Facts::Unreadable(_)));
+        assert!(matches!(facts(JobError::Panicked), Facts::Unreadable(_)));
+        for error in [JobError::TimedOut(limit), JobError::Hung(limit)] {
+            assert!(matches!(facts(error), Facts::Late(..)));
         }
         assert_eq!(state.counts.executables_timed_out, 2);
     }

@@ -31,7 +31,7 @@ const QUICK_LIMIT: Duration = Duration::from_secs(3);
 const SLOW: Duration = Duration::from_secs(10);
 const SLOW_LIMIT: Duration = Duration::from_secs(30);
 /// Executables that wait, with their files open: of the first kind, and of the second.
-const MAX_WAITING: usize = 64;
+const MAX_WAITING: usize = 256;
 const MAX_SLOW: usize = 4;
 /// Rows are computed for so long without a pause: those of all that runs, when the collector is new. After that, one part of the time in so many.
 const QUICK_AT_ONCE: Duration = Duration::from_mins(1);

@@ -61,7 +61,7 @@ pub struct CgroupPath(Vec<String>);
 
 /// Folders of `/sys/fs/cgroup` that are mounts of hierarchies of their own: systemd's, that of version 2 beside those of version 1, and those of
 /// controllers, of which several may be together (`cpu,cpuacct`; cgroups(7)).
-const HIERARCHIES: [&str; 15] = [
+const HIERARCHIES: [&str; 16] = [
     "systemd",
     "unified",
     "blkio",
@@ -72,6 +72,7 @@ const HIERARCHIES: [&str; 15] = [
     "freezer",
     "hugetlb",
     "memory",
+    "misc",
     "net_cls",
     "net_prio",
     "perf_event",
@@ -93,6 +94,12 @@ impl FromStr for CgroupPath {
         let mut parts: Vec<String> =
             rest.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
         if parts.first().is_some_and(|first| first.split(',').all(|name| HIERARCHIES.contains(&name))) {
+            // That would be everything under version 1, and one group under version 2.
+            if parts.len() == 1 && !["systemd", "unified"].contains(&parts[0].as_str()) {
+                return Err(ValueError::new(
+                    "names a controller's folder, which holds all cgroups: write a path below it, or leave the flag out",
+                ));
+            }
             parts.remove(0);
         }
         Ok(CgroupPath(parts))
@@ -199,6 +206,8 @@ mod tests {
             "--sampling-ratio=x",
             "--sampling-ratio=NaN",
             "--cgroup-path=/tmp",
+            "--cgroup-path=/sys/fs/cgroup/memory",
+            "--cgroup-path=/sys/fs/cgroup/cpu,cpuacct/",
             "--cgroups=a/b",
             "--systemd-units=a.service,b@.service",
             "--systemd-units=b@",

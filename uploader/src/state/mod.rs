@@ -365,6 +365,9 @@ impl State {
     fn want_rows(&mut self, id: ExecutableId, now: Instant) -> Option<Job> {
         let key = self.executables.key(id)?;
         let entry = self.executables.get(key)?;
+        if self.executables.is_closed(entry.kind, now) {
+            return None;
+        }
         if let Some(file) = &entry.file {
             return Some(Job::Rows(self.session, id, Arc::clone(&entry.path), Arc::clone(file)));
         }
@@ -387,7 +390,11 @@ impl State {
     }
 
     /// Begins to read facts that nobody has read yet, if the file is here.
-    pub fn read_facts_now(&mut self, key: ExecutableKey) -> Option<Job> {
+    pub fn read_facts_now(&mut self, key: ExecutableKey, now: Instant) -> Option<Job> {
+        let kind = self.executables.get(key)?.kind;
+        if self.executables.is_closed(kind, now) {
+            return None;
+        }
         let entry = self.executables.get_mut(key)?;
         let file = entry.file.clone()?;
         if !matches!(entry.facts, Facts::Unread) {
@@ -413,7 +420,7 @@ impl State {
     /// Whether something is missing without the executable's file: its facts, its symbol table, or lines.
     pub fn needs_file(&self, key: ExecutableKey, now: Instant) -> bool {
         let Some(entry) = self.executables.get(key) else { return false };
-        if entry.file.is_some() || matches!(entry.facts, Facts::Unreadable(_)) {
+        if entry.file.is_some() || entry.problem().is_some() {
             return false;
         }
         let wants_dwarf = entry.known().is_some_and(|facts| facts.contents.dwarf)
@@ -476,7 +483,7 @@ impl State {
         let mut window = std::mem::replace(&mut self.window, next);
         window.close();
         self.thread_names = samples::ThreadNames::default();
-        self.executables.begin_window();
+        self.executables.begin_window(now);
         self.executables.close_old(now);
         window
     }

@@ -1,7 +1,7 @@
 //! Names of code that processes make at run time, from their perf maps.
 //!
 //! A map is read when its process was sampled at addresses that have no name yet, and then only what it has grown by.
-//! Addresses that no map names are remembered, so that they do not make it be read again in every window.
+//! Addresses that no map names are remembered for a minute, so that they do not make it be read again in every window.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -38,8 +38,13 @@ struct Jit {
     file: Option<Arc<File>>,
     /// What was read of it. Locked while a thread reads.
     map: Arc<Mutex<PerfMap>>,
-    names: HashMap<u64, Option<Arc<str>>>,
+    names: HashMap<u64, Arc<str>>,
+    /// Addresses without a name, and when they were looked up.
+    nameless: HashMap<u64, Instant>,
 }
+
+/// What has no name is looked up again after so long: a map may begin later than its process, and grow after its code has run.
+const AGAIN: Duration = Duration::from_mins(1);
 
 /// Of the time, so much goes to reading maps at most: one part in so many,
 const SHARE: u32 = 10;
@@ -86,6 +91,7 @@ impl JitProcesses {
             file: None,
             map: Arc::new(Mutex::new(PerfMap::new(MAX_MAP))),
             names: HashMap::new(),
+            nameless: HashMap::new(),
         });
         entry.process = Some(process);
         if file.is_some() {
@@ -107,14 +113,14 @@ impl JitProcesses {
         }
     }
 
-    /// The addresses of which nothing is known.
-    pub fn unresolved(&mut self, key: JitKey, addresses: &BTreeSet<u64>) -> Vec<u64> {
-        match self.entries.get(&key) {
-            Some(entry) => {
-                addresses.iter().filter(|address| !entry.names.contains_key(address)).copied().collect()
-            }
-            None => Vec::new(),
-        }
+    /// The addresses that are to be looked up now.
+    pub fn unresolved(&mut self, key: JitKey, addresses: &BTreeSet<u64>, now: Instant) -> Vec<u64> {
+        let Some(entry) = self.entries.get(&key) else { return Vec::new() };
+        let is_due = |since: &Instant| now.saturating_duration_since(*since) >= AGAIN;
+        let is_unresolved = |address: &&u64| {
+            !entry.names.contains_key(address) && entry.nameless.get(address).is_none_or(is_due)
+        };
+        addresses.iter().filter(is_unresolved).copied().collect()
     }
 
     /// By what to ask for the process's map, unless its file is here.
@@ -148,12 +154,21 @@ impl JitProcesses {
     }
 
     /// Remembers what was found.
-    pub fn answer(&mut self, key: JitKey, answer: &JitAnswer) {
+    pub fn answer(&mut self, key: JitKey, answer: &JitAnswer, now: Instant) {
         if let Some(entry) = self.entries.get_mut(&key) {
-            if entry.names.len() + answer.names.len() > MAX_NAMES {
+            if entry.names.len() + entry.nameless.len() + answer.names.len() > MAX_NAMES {
                 entry.names.clear();
+                entry.nameless.clear();
             }
-            entry.names.extend(answer.names.iter().map(|(address, name)| (*address, name.clone())));
+            for (address, name) in &answer.names {
+                match name {
+                    Some(name) => {
+                        entry.nameless.remove(address);
+                        entry.names.insert(*address, Arc::clone(name));
+                    }
+                    None => _ = entry.nameless.insert(*address, now),
+                }
+            }
         }
         // What a thread is reading in just now keeps its memory.
         let size = |entry: &Jit| entry.map.try_lock().map_or(0, |map| map.memory_size());
@@ -169,7 +184,7 @@ impl JitProcesses {
 
     /// The name at an address.
     pub fn name(&self, key: JitKey, address: u64) -> Option<Arc<str>> {
-        self.entries.peek(&key)?.names.get(&address)?.clone()
+        self.entries.peek(&key)?.names.get(&address).cloned()
     }
 
     /// Processes that are known.
@@ -201,12 +216,13 @@ pub struct JitAnswer {
 }
 
 impl JitQuestion {
-    /// How much of the map is to be read for it, in bytes.
+    /// How much of the map is to be read for it, in bytes. Blocks.
     pub fn unread(&self) -> u64 {
         let length =
             self.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
-        // One that is read just now is begun by somebody else.
-        length.saturating_sub(self.map.try_lock().map_or(0, |map| map.bytes_read()))
+        // One that is read just now is begun by somebody else. One that has shrunk is read from its start.
+        let read = self.map.try_lock().map_or(0, |map| map.bytes_read());
+        length.checked_sub(read).unwrap_or(length)
     }
 
     /// Answers it. Blocks.
@@ -248,25 +264,50 @@ mod tests {
         jit.add(key, ProcessId(1), Some(Arc::new(file.try_clone().unwrap())));
         assert_eq!(jit.to_ask(key), None, "its file is here");
         let addresses = BTreeSet::from([0x1001, 0x2002, 0x3000]);
-        let unresolved = jit.unresolved(key, &addresses);
+        let now = Instant::now();
+        let unresolved = jit.unresolved(key, &addresses, now);
         assert_eq!(unresolved.len(), 3);
         let answer = jit.question(key, unresolved).unwrap().answer();
         assert_eq!(answer.problem, None);
-        jit.answer(key, &answer);
+        jit.answer(key, &answer, now);
         assert_eq!(jit.name(key, 0x1001).as_deref(), Some("first"));
         assert_eq!(jit.name(key, 0x2002).as_deref(), Some("second <&>"));
         assert_eq!(jit.name(key, 0x3000), None);
-        assert!(jit.unresolved(key, &addresses).is_empty(), "what has no name is not looked for again");
+        assert!(
+            jit.unresolved(key, &addresses, now).is_empty(),
+            "what has no name is not looked for at once"
+        );
+        assert_eq!(jit.unresolved(key, &addresses, now + AGAIN), [0x3000]);
 
         assert_eq!(jit.to_ask(key), Some(ProcessId(1)), "the file was closed");
-        writeln!(file, "4000 10 third").unwrap();
-        jit.add(key, ProcessId(1), Some(Arc::new(file)));
-        let answer = jit.question(key, vec![0x4000, 0x1008]).unwrap().answer();
-        jit.answer(key, &answer);
+        writeln!(file, "4000 10 third\n3000 10 late").unwrap();
+        jit.add(key, ProcessId(1), Some(Arc::new(file.try_clone().unwrap())));
+        let answer = jit.question(key, vec![0x4000, 0x1008, 0x3000]).unwrap().answer();
+        jit.answer(key, &answer, now);
+        assert_eq!(jit.name(key, 0x3000).as_deref(), Some("late"));
+        assert!(jit.unresolved(key, &addresses, now + AGAIN).is_empty());
         assert_eq!(jit.name(key, 0x4000).as_deref(), Some("third"));
         assert_eq!(jit.name(key, 0x1008).as_deref(), Some("first"));
+        jit.add(key, ProcessId(1), Some(Arc::new(file.try_clone().unwrap())));
+        assert_eq!(jit.question(key, Vec::new()).unwrap().unread(), 0);
+        let length = file.metadata().unwrap().len();
+        file.set_len(length - 1).unwrap();
+        jit.add(key, ProcessId(1), Some(Arc::new(file)));
+        assert_eq!(jit.question(key, Vec::new()).unwrap().unread(), length - 1, "it is read from its start");
         jit.end(key);
         assert_eq!(jit.to_ask(key), None);
+    }
+
+    #[test]
+    fn a_process_may_write_its_map_later() {
+        let mut jit = JitProcesses::default();
+        let (key, now) = (jit.make_key(), Instant::now());
+        jit.add(key, ProcessId(1), None);
+        let addresses = BTreeSet::from([0x1000]);
+        let answer = jit.question(key, vec![0x1000]).unwrap().answer();
+        jit.answer(key, &answer, now);
+        assert!(jit.unresolved(key, &addresses, now).is_empty());
+        assert_eq!(jit.unresolved(key, &addresses, now + AGAIN), [0x1000]);
     }
 
     #[test]
