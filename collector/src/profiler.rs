@@ -251,6 +251,7 @@ impl Profiler {
         if now.saturating_sub(self.last.tick) >= SECOND {
             self.last.tick = now;
             self.skipped.expire(now);
+            self.registry.look_again(now, &mut self.link);
             if self.registry.tick(now) {
                 let executables = &self.registry.executables;
                 self.tables.retain(|id| executables.get(id).is_some(), now);

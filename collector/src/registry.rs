@@ -1,6 +1,11 @@
 //! What runs on this machine, kept up to date with the kernel's records, in the order of their time.
 
-use std::{collections::VecDeque, io, os::fd::OwnedFd, time::Instant};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io,
+    os::fd::OwnedFd,
+    time::Instant,
+};
 
 use ipc::{ExecutableId, FromCollector, ProcessId};
 use records::Loss;
@@ -21,6 +26,9 @@ use crate::{
 
 /// Processes a second that are looked up in `/proc` because a record about them is missing.
 const LOOK_UPS_PER_SECOND: u32 = 100;
+/// Processes that are looked at later, at most. And how many are tried in a second: it takes some 70 us to find that it is too early.
+const MOST_FOR_LATER: usize = 4096;
+const TRIED_PER_SECOND: usize = 32;
 /// Addresses from here on are the kernel's (the vsyscall page among them).
 const KERNEL_HALF: u64 = 1 << 63;
 
@@ -30,9 +38,12 @@ pub(crate) struct Registry {
     pub(crate) executables: Executables,
     pub(crate) cgroups: Cgroups,
     pub(crate) losses: Losses,
-    /// Records were lost, or a process could not be looked at when it was met, so that `/proc` must be read again.
+    /// Records were lost, so that `/proc` must be read again.
     incomplete: bool,
     rescan: Rescan,
+    /// Processes whose owner's were left alone when it was time to look at them, and the one that was tried last.
+    for_later: BTreeSet<u32>,
+    tried_last: u32,
     look_ups: u32,
     /// When so many executables are known, those that nobody has mapped are forgotten.
     forget_above: usize,
@@ -53,6 +64,8 @@ impl Registry {
             losses: Losses::new(),
             incomplete: false,
             rescan: Rescan::default(),
+            for_later: BTreeSet::new(),
+            tried_last: 0,
             look_ups: 0,
             forget_above: KEPT_EXECUTABLES,
             changed: Vec::new(),
@@ -88,6 +101,25 @@ impl Registry {
         }
         self.rescan.pause(begun);
         Ok(self.rescan.is_under_way())
+    }
+
+    /// Looks at some of those that could not be looked at before, in turn. Called once a second.
+    pub(crate) fn look_again(&mut self, now: u64, link: &mut Link) {
+        let last = self.tried_last;
+        let (before, behind) =
+            (self.for_later.range(..=last), self.for_later.range(last.saturating_add(1)..));
+        let pids: Vec<u32> = behind.chain(before).take(TRIED_PER_SECOND).copied().collect();
+        for pid in pids {
+            self.tried_last = pid;
+            self.for_later.remove(&pid);
+            self.look_up(pid, now, link);
+        }
+    }
+
+    fn look_later(&mut self, pid: u32) {
+        if self.for_later.len() < MOST_FOR_LATER {
+            self.for_later.insert(pid);
+        }
     }
 
     /// Removes processes whose end was not heard of.
@@ -143,6 +175,9 @@ impl Registry {
 
     /// The child has what its parent had, until it maps something or execs.
     fn fork(&mut self, pid: u32, parent: u32, at: u64, link: &mut Link) {
+        if self.for_later.contains(&parent) {
+            self.look_later(pid);
+        }
         let Some(parent) = self.processes.get_mut(parent) else { return };
         let child = NewProcess {
             comm: parent.comm.clone(),
@@ -298,7 +333,9 @@ impl Registry {
         let mut space = AddressSpace::default();
         let mappings = procfs::executable_mappings(pid, MAX_MAPPINGS);
         let is_read = mappings.is_ok();
-        let is_for_later = mappings.as_ref().is_err_and(patience::is_for_later);
+        if mappings.as_ref().is_err_and(patience::is_for_later) {
+            self.look_later(pid);
+        }
         for mapped in mappings.unwrap_or_default() {
             if let Some((mapping, _)) = self.code_mapping(&mapped, now)
                 && space.map(mapping).is_err()
@@ -314,13 +351,11 @@ impl Registry {
             if is_read {
                 process.space = space;
             }
-            self.incomplete |= is_for_later && process.space.mappings().is_empty();
             process.threads = stat.threads;
             process.counted_at = counted_at;
             process.start_time = Some(stat.start_time);
             return;
         }
-        self.incomplete |= is_for_later;
         let new = NewProcess {
             comm: stat.comm,
             space,
@@ -509,7 +544,8 @@ mod tests {
     /// Until looks at this process have taken so long that it is left alone.
     fn be_left_alone() {
         let slow = || {
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            // So much longer than is harmless that it takes seconds to be forgotten.
+            std::thread::sleep(std::time::Duration::from_millis(400));
             Ok(())
         };
         while patience::look(std::process::id(), slow).is_ok() {}
@@ -523,19 +559,39 @@ mod tests {
             |world: &mut World| world.registry.processes.get_mut(own).unwrap().space.mappings().len();
         be_left_alone();
         world.registry.look_up(own, world.now, &mut world.link);
-        assert!(mappings(&mut world) == 0 && world.registry.incomplete);
-        // Once more too early.
-        world.registry.incomplete = false;
-        world.registry.look_up(own, world.now, &mut world.link);
-        assert!(mappings(&mut world) == 0 && world.registry.incomplete);
-        // As often as it takes: others of its cgroup are looked at too.
+        assert_eq!(mappings(&mut world), 0);
+        // What is heard of meanwhile does not make it known.
+        world.map(own, 0x1000, 1);
+        world.apply(What::Fork { pid: A, parent: own });
+        world.registry.look_again(world.now, &mut world.link);
+        assert_eq!(mappings(&mut world), 1);
+        assert!(world.registry.for_later.contains(&own) && !world.registry.for_later.contains(&B));
         let begun = Instant::now();
-        while mappings(&mut world) == 0 {
-            assert!(world.registry.incomplete || world.registry.rescan.is_under_way());
+        while mappings(&mut world) == 1 {
             assert!(begun.elapsed() < std::time::Duration::from_mins(1));
-            world.registry.read_again(world.now, &mut world.link).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(10));
+            world.registry.look_again(world.now, &mut world.link);
         }
+        assert!(!world.registry.for_later.contains(&own));
+    }
+
+    #[test]
+    fn each_has_its_turn_to_be_looked_at_later() {
+        let mut world = World::new();
+        // Nobody has these: a look finds nobody.
+        let pids = u32::MAX - 10_000..u32::MAX;
+        pids.clone().for_each(|pid| world.registry.look_later(pid));
+        assert_eq!(world.registry.for_later.len(), MOST_FOR_LATER);
+        world.registry.tried_last = pids.start + 100;
+        world.registry.look_again(0, &mut world.link);
+        assert_eq!(world.registry.for_later.len(), MOST_FOR_LATER - TRIED_PER_SECOND);
+        assert!(
+            world.registry.for_later.contains(&pids.start) && world.registry.tried_last > pids.start + 100
+        );
+        for _ in 0..MOST_FOR_LATER / TRIED_PER_SECOND {
+            world.registry.look_again(0, &mut world.link);
+        }
+        assert!(world.registry.for_later.is_empty());
     }
 
     #[test]

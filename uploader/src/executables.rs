@@ -27,7 +27,7 @@ pub const HOLD: Duration = Duration::from_secs(30);
 /// Devices of which something is known.
 const MAX_DEVICES: usize = 1024;
 /// So many reads within [`DEVICE_PAUSE`] that gave no answer in time close a device for as long.
-const DEVICE_STRIKES: u32 = 3;
+const DEVICE_STRIKES: usize = 3;
 /// How long nothing is read from a device that hangs, or from a file that was not read in time.
 pub const DEVICE_PAUSE: Duration = Duration::from_mins(10);
 
@@ -96,9 +96,8 @@ impl Executable {
 
 #[derive(Debug)]
 struct Device {
-    strikes: u32,
-    /// When the latest was.
-    struck: Instant,
+    /// When reads from it gave no answer: those of the last while alone.
+    struck: Vec<Instant>,
     closed_until: Option<Instant>,
 }
 
@@ -294,18 +293,14 @@ impl Executables {
                 return false;
             }
         }
-        let device = self.devices.entry(identity.device).or_insert(Device {
-            strikes: 0,
-            struck: now,
-            closed_until: None,
-        });
-        if now.saturating_duration_since(device.struck) >= DEVICE_PAUSE {
-            device.strikes = 0;
-        }
-        device.struck = now;
-        device.strikes += 1;
-        if device.strikes >= DEVICE_STRIKES {
-            device.strikes = 0;
+        let device = self
+            .devices
+            .entry(identity.device)
+            .or_insert_with(|| Device { struck: Vec::new(), closed_until: None });
+        device.struck.retain(|at| now.saturating_duration_since(*at) < DEVICE_PAUSE);
+        device.struck.push(now);
+        if device.struck.len() >= DEVICE_STRIKES {
+            device.struck.clear();
             device.closed_until = Some(now + DEVICE_PAUSE);
             return true;
         }
@@ -436,7 +431,10 @@ mod tests {
         let mut executables = Executables::default();
         let kind = executable(1, 1).kind;
         let now = Instant::now();
-        assert!((0..10).all(|count| !executables.strike(kind, now + DEVICE_PAUSE * count)));
+        let minute = Duration::from_mins(1);
+        for at in [0, 1, 10, 11, 20, 29, 30, 60] {
+            assert!(!executables.strike(kind, now + minute * at), "{at}");
+        }
     }
 
     #[test]

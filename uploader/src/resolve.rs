@@ -71,7 +71,10 @@ pub async fn run_job(shared: Arc<Shared>, job: Job) {
             drop(state);
             shared.arrived.notify_waiters();
         }
-        Job::Rows(session, id, path, file) => rows::compute(&shared, session, id, &path, file).await,
+        Job::Rows(session, id, path, file) => {
+            rows::compute(&shared, session, id, &path, file).await;
+            shared.state().rows_under_way.remove(&(session, id));
+        }
         Job::KernelSymbols(file) => {
             let result = shared.files.run(KERNEL_LIMIT, move || read_kernel_symbols(&file)).await;
             match result {
@@ -166,7 +169,7 @@ pub async fn names(shared: &Arc<Shared>, stacks: &[Arc<[Frame]>], limit: Duratio
             facts(shared, files, deadline).await;
             resolve_files(shared, files, &mut names).await;
         };
-        // Nobody's files hold up names of code that is in none.
+        // Names of code that is in no file are looked for meanwhile.
         tokio::join!(files, resolve_anonymous(shared, anonymous));
     });
     if resolved.await.is_err() {
@@ -382,14 +385,19 @@ fn keep(state: &mut State, key: ExecutableKey, answer: Answer) -> Vec<(Frame, Li
 
 /// Gives an executable up whose names could not be read.
 fn failed(state: &mut State, key: ExecutableKey, error: &JobError) {
-    let Some(Executable { kind, path, .. }) = state.executables.get(key).cloned() else { return };
+    let Some(before) = state.executables.get(key).cloned() else { return };
+    let (now, path) = (Instant::now(), &before.path);
     warn_sparingly(format_args!("cannot read the names of {path}: {error}; its frames have no names"));
-    let facts = not_done(state, kind, &path, error, Instant::now());
-    // What is known of it is not unread again for having been refused.
-    if !matches!(facts, Facts::Unread)
-        && let Some(entry) = state.executables.get_mut(key)
-    {
-        entry.facts = facts;
+    let facts = not_done(state, before.kind, path, error, now);
+    let Some(entry) = state.executables.get_mut(key) else { return };
+    let had_dwarf = before.known().is_some_and(|facts| facts.contents.dwarf)
+        && before.dwarf_again.is_none_or(|again| now >= again);
+    match facts {
+        // What is known of it is not unread again for having been refused.
+        Facts::Unread => {}
+        // In the next window its symbol table alone is read.
+        Facts::Late(..) if had_dwarf => entry.dwarf_again = Some(now + NAMES_LIMIT * DWARF_SHARE),
+        facts => entry.facts = facts,
     }
 }
 
@@ -508,5 +516,26 @@ mod tests {
             assert!(matches!(facts(error), Facts::Late(..)));
         }
         assert_eq!(state.counts.executables_timed_out, 2);
+    }
+
+    #[test]
+    fn who_is_late_with_lines_has_the_names_of_the_symbol_table_next() {
+        let maker = TargetMaker::new("n", []);
+        let (shared, _outbox) =
+            Shared::new(maker, true, 20 << 20, Duration::from_secs(10), None, Arc::default());
+        let mut state = shared.state();
+        let kind = ExecutableKind::File(Identity { device: 1, inode: 1, ctime: 0, ctime_nanos: 0, size: 1 });
+        let executable = ipc::Executable { id: ipc::ExecutableId(1), kind, path: b"/x".to_vec() };
+        let key = state.executables.add(&executable, None, Instant::now());
+        let own = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        let facts = read_facts(&own).unwrap();
+        assert!(facts.contents.dwarf);
+        state.executables.get_mut(key).unwrap().facts = Facts::Known(Arc::new(facts));
+        let late = JobError::TimedOut(NAMES_LIMIT);
+        failed(&mut state, key, &late);
+        let entry = state.executables.get(key).unwrap();
+        assert!(entry.known().is_some() && entry.dwarf_again.is_some_and(|again| again > Instant::now()));
+        failed(&mut state, key, &late);
+        assert!(matches!(state.executables.get(key).unwrap().facts, Facts::Late(..)));
     }
 }

@@ -191,6 +191,8 @@ pub struct State {
     /// Answers of the collector's that somebody waits for.
     pub awaited: HashSet<Awaited>,
     rows_wanted: Wanted,
+    /// Executables whose rows are being computed, or wait for that, by the session.
+    pub rows_under_way: HashSet<(u64, ExecutableId)>,
     window: Window,
     reading: usize,
     requests: mpsc::Sender<Request>,
@@ -227,6 +229,7 @@ impl State {
             naming: HashSet::new(),
             awaited: HashSet::new(),
             rows_wanted: Wanted::default(),
+            rows_under_way: HashSet::new(),
             window: Window::begin(1, 100),
             reading: 0,
             requests,
@@ -356,7 +359,8 @@ impl State {
             jobs.push(Job::Facts(key, executable.kind, Arc::clone(&file)));
         }
         if self.rows_wanted.take(executable.id) {
-            jobs.push(Job::Rows(self.session, executable.id, Arc::clone(&entry.path), file));
+            let path = Arc::clone(&entry.path);
+            jobs.extend(self.rows_job(executable.id, path, file));
         }
         jobs
     }
@@ -369,11 +373,18 @@ impl State {
             return None;
         }
         if let Some(file) = &entry.file {
-            return Some(Job::Rows(self.session, id, Arc::clone(&entry.path), Arc::clone(file)));
+            let (path, file) = (Arc::clone(&entry.path), Arc::clone(file));
+            return self.rows_job(id, path, file);
         }
         self.rows_wanted.add(id);
         self.ask_for_file(key, now);
         None
+    }
+
+    /// Rows are computed once at a time: the collector asks again for those that wait for long.
+    fn rows_job(&mut self, id: ExecutableId, path: Arc<str>, file: Arc<File>) -> Option<Job> {
+        let is_new = self.rows_under_way.insert((self.session, id));
+        is_new.then(|| Job::Rows(self.session, id, path, file))
     }
 
     /// Whether the names of an executable are to be read now: nobody reads them, and not too many others' are.

@@ -165,6 +165,24 @@ fn facts_are_read_at_once_and_once() {
 }
 
 #[test]
+fn rows_are_computed_once_at_a_time() {
+    let (shared, _requests) = shared();
+    let mut state = shared.state();
+    begin(&mut state);
+    with_file(&mut state, executable(1, 1));
+    let want = || FromCollector::WantRows(ExecutableId(1));
+    let Some(Job::Rows(session, id, ..)) = apply(&mut state, want()) else { panic!("its file is here") };
+    assert!(apply(&mut state, want()).is_none(), "they are under way");
+    state.rows_under_way.remove(&(session, id));
+    assert!(apply(&mut state, want()).is_some());
+    // The next session has ids of its own.
+    state.end_session();
+    begin(&mut state);
+    with_file(&mut state, executable(1, 1));
+    assert!(apply(&mut state, want()).is_some());
+}
+
+#[test]
 fn files_are_asked_for_when_a_new_stack_needs_them() {
     let (shared, mut requests) = shared();
     let mut state = shared.state();

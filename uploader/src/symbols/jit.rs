@@ -156,9 +156,12 @@ impl JitProcesses {
     /// Remembers what was found.
     pub fn answer(&mut self, key: JitKey, answer: &JitAnswer, now: Instant) {
         if let Some(entry) = self.entries.get_mut(&key) {
+            entry.nameless.retain(|_, since| now.saturating_duration_since(*since) < AGAIN);
             if entry.names.len() + entry.nameless.len() + answer.names.len() > MAX_NAMES {
-                entry.names.clear();
                 entry.nameless.clear();
+            }
+            if entry.names.len() + answer.names.len() > MAX_NAMES {
+                entry.names.clear();
             }
             for (address, name) in &answer.names {
                 match name {
@@ -299,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_may_write_its_map_later() {
+    fn a_process_without_a_map_is_asked_again() {
         let mut jit = JitProcesses::default();
         let (key, now) = (jit.make_key(), Instant::now());
         jit.add(key, ProcessId(1), None);
@@ -308,6 +311,20 @@ mod tests {
         jit.answer(key, &answer, now);
         assert!(jit.unresolved(key, &addresses, now).is_empty());
         assert_eq!(jit.unresolved(key, &addresses, now + AGAIN), [0x1000]);
+        // What has none again and again takes no room from names.
+        let names = |range: std::ops::Range<u64>, name: Option<&str>| JitAnswer {
+            names: range.map(|address| (address, name.map(Into::into))).collect(),
+            problem: None,
+        };
+        let (half, most) = (MAX_NAMES as u64 / 2, MAX_NAMES as u64);
+        jit.answer(key, &names(0..half, Some("name")), now);
+        for minute in 1..4 {
+            jit.answer(key, &names(half..most, None), now + AGAIN * minute);
+        }
+        jit.answer(key, &names(most..most + half, None), now + AGAIN * 3);
+        assert!(jit.name(key, 0).is_some() && jit.name(key, half).is_none());
+        jit.answer(key, &names(most..most + half + 1, Some("name")), now);
+        assert!(jit.name(key, 0).is_none() && jit.name(key, most).is_some());
     }
 
     #[test]
