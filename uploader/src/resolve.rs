@@ -119,11 +119,11 @@ fn not_done(state: &mut State, kind: ExecutableKind, path: &str, error: &JobErro
         warn_sparingly(format_args!("the device of {path} hangs: nothing is read from it for ten minutes"));
     }
     match error {
-        JobError::Refused => Facts::Unread,
+        JobError::Refused | JobError::Busy => Facts::Unread,
         JobError::TimedOut(_) | JobError::Hung(_) => {
             Facts::Late(error.to_string().into(), now + DEVICE_PAUSE)
         }
-        JobError::Busy | JobError::Panicked => Facts::Unreadable(error.to_string().into()),
+        JobError::Panicked => Facts::Unreadable(error.to_string().into()),
     }
 }
 
@@ -501,16 +501,23 @@ mod tests {
     use super::*;
     use crate::targets::TargetMaker;
 
+    const KIND: ExecutableKind =
+        ExecutableKind::File(Identity { device: 1, inode: 1, ctime: 0, ctime_nanos: 0, size: 1 });
+
+    fn shared() -> Arc<Shared> {
+        let maker = TargetMaker::new("n", []);
+        Shared::new(maker, true, 20 << 20, Duration::from_secs(10), None, Arc::default()).0
+    }
+
     #[test]
     fn a_file_that_nobody_could_read_yet_is_not_given_up() {
-        let maker = TargetMaker::new("n", []);
-        let (shared, _outbox) =
-            Shared::new(maker, true, 20 << 20, Duration::from_secs(10), None, Arc::default());
+        let shared = shared();
         let mut state = shared.state();
-        let kind = ExecutableKind::File(Identity { device: 1, inode: 1, ctime: 0, ctime_nanos: 0, size: 1 });
         let limit = Duration::from_secs(1);
-        let mut facts = |error| not_done(&mut state, kind, "/x", &error, Instant::now());
-        assert!(matches!(facts(JobError::Refused), Facts::Unread));
+        let mut facts = |error| not_done(&mut state, KIND, "/x", &error, Instant::now());
+        for error in [JobError::Refused, JobError::Busy] {
+            assert!(matches!(facts(error), Facts::Unread));
+        }
         assert!(matches!(facts(JobError::Panicked), Facts::Unreadable(_)));
         for error in [JobError::TimedOut(limit), JobError::Hung(limit)] {
             assert!(matches!(facts(error), Facts::Late(..)));
@@ -520,12 +527,9 @@ mod tests {
 
     #[test]
     fn who_is_late_with_lines_has_the_names_of_the_symbol_table_next() {
-        let maker = TargetMaker::new("n", []);
-        let (shared, _outbox) =
-            Shared::new(maker, true, 20 << 20, Duration::from_secs(10), None, Arc::default());
+        let shared = shared();
         let mut state = shared.state();
-        let kind = ExecutableKind::File(Identity { device: 1, inode: 1, ctime: 0, ctime_nanos: 0, size: 1 });
-        let executable = ipc::Executable { id: ipc::ExecutableId(1), kind, path: b"/x".to_vec() };
+        let executable = ipc::Executable { id: ipc::ExecutableId(1), kind: KIND, path: b"/x".to_vec() };
         let key = state.executables.add(&executable, None, Instant::now());
         let own = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
         let facts = read_facts(&own).unwrap();
