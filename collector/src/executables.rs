@@ -136,7 +136,16 @@ impl Executables {
             identity.inode == numbers.inode && device == (major(identity.device), minor(identity.device))
         };
         let (start, end) = mapped.opened_at;
-        let opened = open(mapped.pid, start, end, has_numbers);
+        let is_known = found.is_some_and(|(id, _)| self.is_open(id));
+        let is_another = |opened: &Opened| {
+            // Inode numbers are the same also where devices are not; overlayfs may say more in their upper half.
+            (opened.identity.inode ^ numbers.inode) << 32 != 0
+                && (is_known
+                    || procfs::path_of(&opened.file)
+                        .is_some_and(|path| name_in(&path) != name_in(&mapped.path)))
+        };
+        let opened = open(mapped.pid, start, end, has_numbers)
+            .and_then(|opened| if is_another(&opened) { Err(NotOpened::Replaced) } else { Ok(opened) });
         if let Err(error) = &opened {
             // Its name is of somebody else's choice.
             let path = mapped.path.escape_ascii();
@@ -144,7 +153,8 @@ impl Executables {
         }
         let loss = if matches!(opened, Err(NotOpened::OnFuse)) { Loss::OnFuse } else { Loss::NotOpened };
         if let Ok(opened) = opened {
-            // Another file may have been mapped there since. That is this process's affair: for others nothing follows from it.
+            // Where it has not these numbers it may be another file all the same. That is this process's affair: for others nothing
+            // follows from it.
             let is_it = has_numbers(&opened.identity);
             let id = match self.by_identity.get(&opened.identity) {
                 Some(id) => *id,
@@ -242,6 +252,11 @@ impl Executables {
     }
 }
 
+/// A path's last part, which is the same in every mount namespace.
+fn name_in(path: &[u8]) -> &[u8] {
+    without_deleted(path).rsplit(|byte| *byte == b'/').next().unwrap_or(path)
+}
+
 /// The kernel adds ` (deleted)` to the path of a file that has no name any more. A file may really be called so, so
 /// this is asked only of one without a link.
 fn without_deleted(path: &[u8]) -> &[u8] {
@@ -333,6 +348,18 @@ mod tests {
         executables.of(&Mapped { file: elsewhere, ..own() }, 5, &mut losses);
         // The device is not given up for that.
         assert!(matches!(executables.of(&own(), 6, &mut losses), (id, None) if id == own_id));
+        // Nor is it taken for what this process had there: where that was seen before, or has another name.
+        let late = Mapped { path: b"/lib/other.so".to_vec(), ..swapped };
+        let (late_id, file) = executables.of(&late, 7, &mut losses);
+        assert!(late_id == other_id && file.is_none());
+        let identity = Identity { device: 1, inode: 1, ctime: 0, ctime_nanos: 0, size: 0 };
+        executables.keep(other_id, ExecutableKind::File(identity), b"/lib", None);
+        let swapped = Mapped { path: own().path, ..late };
+        assert!(matches!(executables.of(&swapped, u64::MAX / 2, &mut losses), (id, None) if id == other_id));
+        // overlayfs has devices of its own, and may have more in a number.
+        let numbers = FileNumbers { minor: 77, inode: own().file.inode | 1 << 60, ..own().file };
+        let shown = Mapped { path: b"/lower".to_vec(), file: numbers, ..own() };
+        assert!(matches!(executables.of(&shown, 8, &mut losses), (id, Some(_)) if id == own_id));
     }
 
     #[test]
@@ -358,7 +385,7 @@ mod tests {
         executables.keep(unopened, ExecutableKind::File(identity), &path, None);
         assert_eq!(executables.known[&unopened].path.len(), END_OF_PATH);
         // A file in the place of one that is known already is no way round it.
-        let other = FileNumbers { inode: own().file.inode + 1, ..own().file };
+        let other = FileNumbers { minor: own().file.minor + 2, ..own().file };
         executables.by_numbers.insert(other, Found { id: VDSO, look_again: 0 });
         if may_open() {
             assert_eq!(executables.of(&Mapped { file: other, ..own() }, 1, &mut losses).0, BEYOND);

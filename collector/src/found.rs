@@ -33,6 +33,9 @@ pub(crate) enum NotOpened {
     /// It is not the folder's own file.
     #[error("something is mounted in its place")]
     Mounted,
+    /// A mapping shows another file by now than the kernel told of.
+    #[error("another file has been mapped in its place")]
+    Replaced,
     /// It is not there, or may not be opened.
     #[error(transparent)]
     Failed(#[from] io::Error),

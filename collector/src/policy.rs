@@ -43,7 +43,7 @@ pub(crate) const CALLS: &[Call] = &[
     Call::new("fstat", &[], "which file a mapping shows"),
     Call::new("statx", &[], "the size of what is read"),
     Call::new("newfstatat", &[], "whether a process is there"),
-    Call::new("readlinkat", &[], "where a /tmp that is a link leads"),
+    Call::new("readlinkat", &[], "where a /tmp that is a link leads, and the path of an open file"),
     Call::new("getdents64", &[], "the processes and threads in /proc"),
     Call::new(
         "close",

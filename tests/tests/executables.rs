@@ -5,16 +5,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
 
-use std::path::Path;
+use std::{path::Path, thread, time::Duration};
 
+use rustix::process::Signal;
 use tests::{
     entry::first_instructions,
     pprof::Stack,
     process::Running,
-    system::{Options, System, status_fields},
+    system::{Options, System, alone, status_fields},
     wait::wait_for,
 };
-use workloads::{CallTree, Start, WITHOUT_FRAME_POINTERS, breeder, tiny, tiny_chain};
+use workloads::{
+    CHURN_LIBRARIES, CallTree, Start, WITHOUT_FRAME_POINTERS, breeder, churn_library, churn_loader, tiny,
+    tiny_chain,
+};
 
 /// How many are made and run.
 const EXECUTABLES: u64 = 10_000;
@@ -39,6 +43,7 @@ fn user_names(stack: &Stack) -> Vec<&str> {
 
 #[test]
 fn ten_thousand_executables() {
+    let _alone = alone();
     let system = System::start(Options {
         window: "2s",
         collector_flags: vec!["--unwind-table-memory=1MiB".into()],
@@ -166,4 +171,49 @@ fn check_steady(system: &System, tree: &CallTree) {
         expected.iter().any(|(chain, _)| names.windows(chain.len()).any(|part| part == chain))
     });
     assert!(known as f64 > 0.99 * profile.total() as f64, "{known} in the tree:\n{}", profile.dump());
+}
+
+/// A library is there for 100 ms, and then another one at the same addresses: when the collector comes to look which file that was, it finds
+/// the other one. The thread's name says in each sample which library was loaded.
+#[test]
+fn a_collector_that_is_late_takes_no_library_for_another() {
+    /// Longer than a library is there, so that it is late for each; and time to go on in.
+    const STANDS_STILL: Duration = Duration::from_millis(150);
+    const TIMES: u32 = 60;
+    let _alone = alone();
+    let system = System::start(Options { window: "2s", store: true, ..Options::default() });
+    let libraries: Vec<_> = (1..=CHURN_LIBRARIES).map(|number| churn_library(number).unwrap()).collect();
+    let running = Running::start(&churn_loader().unwrap(), &libraries);
+    for _ in 0..TIMES {
+        system.signal_collector(Signal::STOP);
+        thread::sleep(STANDS_STILL);
+        system.signal_collector(Signal::CONT);
+        thread::sleep(STANDS_STILL);
+    }
+    drop(running);
+    wait_for("its last window", 30, || system.query("{comm=~\"churn-.*\"}", "").is_err().then_some(()));
+    let (mut right, mut wrong) = (0, Vec::new());
+    for number in 1..=CHURN_LIBRARIES {
+        let (comm, file) = (format!("churn-lib-{number}"), format!("/churn-{number}.so"));
+        for profile in system.stored(&comm) {
+            for stack in profile.stacks.iter().filter(|stack| stack.labels.get("thread_name") == Some(&comm))
+            {
+                let mut libraries = stack.user().filter(|frame| {
+                    frame.mapping.contains("/churn-") && Path::new(&frame.mapping).extension().is_some()
+                });
+                if libraries.all(|frame| frame.mapping.ends_with(&file)) {
+                    right += stack.count;
+                } else {
+                    wrong.push(format!("{comm}: {}", stack.line()));
+                }
+            }
+        }
+    }
+    println!(
+        "{right} right, {} not: {:?}",
+        wrong.len(),
+        system.metric("bulkhead_lost_total{reason=\"not_opened\"}")
+    );
+    assert!(wrong.is_empty(), "{} stacks, such as:\n{}", wrong.len(), wrong[..3.min(wrong.len())].join("\n"));
+    assert!(right > 500, "{right} samples are too few to tell anything");
 }
