@@ -197,7 +197,7 @@ mod tests {
     /// A copy of this test in another role, in a mount namespace of its own.
     fn copy_of_this(program: &Path, role: &str, folder: &Path) -> Child {
         // The root of a FUSE file system may be a regular file.
-        let script = "mount -t overlay -o lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work none $1/overlay && \
+        let script = "mount -t overlay -o lowerdir=$1/lower:$1/other none $1/overlay && \
                       exec 9<>/dev/fuse && mount -t fuse -o fd=9,rootmode=100644,user_id=0,group_id=0 none $1/fuse && \
                       exec \"$2\" --exact --ignored --nocapture \"$3\"";
         Command::new("unshare")
@@ -227,7 +227,7 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        for name in ["lower", "upper", "work", "overlay"] {
+        for name in ["lower", "other", "overlay"] {
             fs::create_dir(at(name)).unwrap();
         }
         for name in [
