@@ -153,7 +153,7 @@ mod tests {
         let quick = |pid| look(pid, || Ok(())).is_ok();
         let slow = |pid| {
             let slept = || {
-                std::thread::sleep(HARMLESS / 3);
+                std::thread::sleep(HARMLESS / 10);
                 Ok(())
             };
             look(pid, slept).is_ok()

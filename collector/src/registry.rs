@@ -280,10 +280,10 @@ impl Registry {
         if mapped.is_file() || !self.processes.get_mut(pid).is_some_and(shows_file) {
             return Vec::new();
         }
-        let mut mappings = self
-            .limited(|_| procfs::executable_mappings(pid, MAX_MAPPINGS))
-            .and_then(Result::ok)
-            .unwrap_or_default();
+        let Some(Ok(mut mappings)) = self.limited(|_| procfs::executable_mappings(pid, MAX_MAPPINGS)) else {
+            self.look_later(pid);
+            return Vec::new();
+        };
         mappings.retain(|piece| piece.start < end && start < piece.end && piece.is_file());
         mappings
     }

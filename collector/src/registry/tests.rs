@@ -173,6 +173,26 @@ fn who_is_met_while_left_alone_is_read_later() {
 }
 
 #[test]
+fn text_whose_pieces_cannot_be_read_now_is_read_later() {
+    let mut world = World::new();
+    let own = std::process::id();
+    world.registry.look_up(own, world.now, &mut world.link);
+    let mappings = world.registry.processes.get_mut(own).unwrap().space.mappings();
+    let mapping = *mappings.iter().find(|mapping| mapping.file().is_some_and(|id| id != VDSO)).unwrap();
+    // Memory in its place, the kernel says; the text is still there.
+    let (start, end) = (mapping.start, mapping.start + 0x1000);
+    let file = FileNumbers { major: 0, minor: 0, inode: 0, generation: 0 };
+    let path = b"//anon".to_vec();
+    let mapped = Mapped { pid: own, start, end, opened_at: (start, end), offset: 0, file, path };
+    world.registry.look_ups = LOOK_UPS_PER_SECOND;
+    world.apply(What::Map(Box::new(mapped)));
+    assert_eq!(world.code(own, start), Some(Code::Anonymous));
+    world.registry.tick(world.now);
+    world.registry.look_again(world.now, &mut world.link);
+    assert_eq!(world.code(own, start), Some(mapping.code));
+}
+
+#[test]
 fn each_has_its_turn_to_be_looked_at_later() {
     let mut world = World::new();
     // Nobody has these: a look finds nobody.
