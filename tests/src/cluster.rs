@@ -52,9 +52,17 @@ impl Cluster {
         vec![format!("--kubeconfig={}", path.display()), format!("--node={NODE}")]
     }
 
-    /// Runs kubectl with this on its standard input, and gives what it prints. Panics where it fails.
+    /// Runs kubectl with this on its standard input, and gives what it prints. Panics where it fails, but for a while not where the API server
+    /// is slow.
     pub fn kubectl(&self, arguments: &[&str], input: &str) -> String {
-        self.try_kubectl(arguments, input).unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
+        const SLOW: [&str; 4] = ["etcdserver:", "timed out", "timeout", "connection refused"];
+        wait_for(&format!("kubectl {arguments:?}"), 60, || match self.try_kubectl(arguments, input) {
+            Err(error) if SLOW.iter().any(|slow| error.contains(slow)) => {
+                eprintln!("kubectl {arguments:?}: {error}");
+                None
+            }
+            result => Some(result.unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))),
+        })
     }
 
     /// The same; where it fails, the error is what kubectl says.
@@ -77,7 +85,7 @@ impl Cluster {
     /// Makes a pod and waits until the kubelet says that it has come so far (`Running`, `Succeeded`).
     pub fn run(&self, pod: &Pod, phase: &str) {
         self.kubectl(&["apply", "-f", "-"], &pod.manifest());
-        wait_for(&format!("the pod {} is {phase}", pod.name), 60, || {
+        wait_for(&format!("the pod {} is {phase}", pod.name), 180, || {
             let got = self.try_kubectl(&["get", "pod", &pod.name, "-o", "jsonpath={.status.phase}"], "");
             got.is_ok_and(|got| got == phase).then_some(())
         });
@@ -129,7 +137,7 @@ impl Cluster {
     pub fn bring_back(&self) {
         // It may be there already.
         let _ = fs::remove_file(self.path("away"));
-        wait_for("the API server is ready again", 60, || {
+        wait_for("the API server is ready again", 180, || {
             self.try_kubectl(&["get", "--raw=/readyz", "--request-timeout=2s"], "").ok()
         });
     }

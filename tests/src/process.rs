@@ -97,7 +97,7 @@ impl Running {
     pub fn wait_ready(&mut self) -> u32 {
         let pattern = regex::Regex::new(r"(?m)^ready (\d+)$").expect("a valid pattern");
         let find = |text: &str| pattern.captures(text).and_then(|found| found[1].parse().ok());
-        wait_for(&format!("{} is ready", self.name), 30, || {
+        wait_for(&format!("{} is ready", self.name), 120, || {
             let found = find(&self.output());
             if found.is_none()
                 && let Some(status) = self.status()

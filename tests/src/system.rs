@@ -10,7 +10,7 @@ use std::{
     process::{Command, ExitStatus},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::process::Signal;
@@ -402,20 +402,26 @@ impl System {
         target.unwrap_or_else(|| panic!("there is no target {comm}"))
     }
 
-    /// Gathers windows, one after another, until there are so many samples.
+    /// Gathers windows, one after another, until there are so many samples. Fails when none has come for so long, or when it
+    /// takes five times as long: how many there are in a second is the machine's affair.
     pub fn collect(&self, selector: &str, samples: i64, seconds: u64) -> Profile {
-        let start = Instant::now();
+        let (patience, begun) = (Duration::from_secs(seconds), Instant::now());
+        let mut last = begun;
         let mut all = Profile::default();
         while all.total() < samples {
             assert!(
-                start.elapsed() < Duration::from_secs(seconds),
+                last.elapsed() < patience && begun.elapsed() < 5 * patience,
                 "not within {seconds} s: {samples} samples of {selector}, only {}",
                 all.dump()
             );
             match self.query(selector, "") {
-                // The first one brings the fields that are the same in all.
-                Ok(profile) if all.stacks.is_empty() => all = profile,
-                Ok(profile) => all.append(profile),
+                Ok(profile) => {
+                    if profile.total() > 0 {
+                        last = Instant::now();
+                    }
+                    // The first one brings the fields that are the same in all.
+                    if all.stacks.is_empty() { all = profile } else { all.append(profile) }
+                }
                 Err(response) => {
                     assert_eq!(response.status, 404, "{selector}: {}", response.text());
                     thread::sleep(Duration::from_millis(200));
@@ -447,11 +453,21 @@ impl System {
         self.stored_in(&format!("{comm}_")).into_iter().map(|(_, profile)| profile).collect()
     }
 
-    /// [`System::collect`] for a command name, from the second window on: the first has the start of the program too.
+    /// [`System::collect`] for a command name, from a window on that has not the program's start, nor the moments in which its rows are computed.
     pub fn collect_settled(&self, comm: &str, samples: i64) -> Profile {
+        const SETTLES_WITHIN: Duration = Duration::from_secs(2);
         let selector = format!("{{comm=\"{comm}\"}}");
+        let settled = SystemTime::now() + SETTLES_WITHIN;
+        let settled = settled.duration_since(UNIX_EPOCH).expect("a clock that is set").as_nanos();
         self.collect(&selector, 1, 60);
-        self.collect(&selector, samples, 90)
+        let mut all = self.collect(&selector, 1, 60);
+        while u128::from(all.time_nanos.unsigned_abs()) < settled {
+            all = self.collect(&selector, 1, 60);
+        }
+        if all.total() < samples {
+            all.append(self.collect(&selector, samples - all.total(), 90));
+        }
+        all
     }
 
     /// Prints both logs, for a failed test.

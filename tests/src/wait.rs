@@ -12,10 +12,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub fn wait_for<T>(what: &str, seconds: u64, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
+        // It is looked at once more after that time: this process may have stood still itself.
+        let is_over = start.elapsed() >= Duration::from_secs(seconds);
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}");
+        assert!(!is_over, "not within {seconds} s: {what}");
         sleep(PAUSE);
     }
 }

@@ -10,7 +10,7 @@ use std::{
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -25,10 +25,8 @@ use tests::{
 };
 use workloads::{CallTree, Program, Start, program};
 
-/// Length of a window.
-const WINDOW: Duration = Duration::from_secs(2);
-/// What a machine of two cores, both at work, may add to any time.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long there may be no profile: the halves try each 2 s to meet, and a window has two; the rest is for the machine.
+const LONGEST: Duration = Duration::from_secs(15);
 
 /// These change the whole machine, or count what happens on it.
 fn alone() -> MutexGuard<'static, ()> {
@@ -46,8 +44,22 @@ fn busy(name: &str) -> Running {
 }
 
 /// Waits for the next profile of a command name with samples in it.
-fn next_profile(system: &System, comm: &str, patience: Duration) -> Profile {
-    system.collect(&format!("{{comm=\"{comm}\"}}"), 1, patience.as_secs())
+fn next_profile(system: &System, comm: &str) -> Profile {
+    system.collect(&format!("{{comm=\"{comm}\"}}"), 1, LONGEST.as_secs())
+}
+
+/// Waits for a profile of `steady` in which the stacks have names: not in the window that is under way, perhaps not in the first after it, in which
+/// a new uploader has everybody's to read, but in the second. Counted in windows: how long they take is the machine's affair.
+fn wait_named(system: &System) {
+    const WINDOWS: &str = "bulkhead_windows_total";
+    let before = system.metric(WINDOWS);
+    loop {
+        let profile = next_profile(system, "steady");
+        if profile.count(|stack| stack.names().contains(&"main")) as f64 > 0.9 * profile.total() as f64 {
+            return;
+        }
+        assert!(system.metric(WINDOWS) < before + 3.0, "without names: {}", profile.dump());
+    }
 }
 
 /// What the collector has logged since its log had this length.
@@ -67,7 +79,7 @@ fn profiles_go_on_within_two_windows_when_the_halves_are_restarted_in_turn() {
     // Processes that come and go meanwhile, some of them while nobody listens.
     let _churn =
         Running::shell("while :; do for i in 1 2 3 4; do /bin/true; done; sleep 0.1; done", &[""; 0]);
-    next_profile(&system, "steady", 2 * WINDOW + PATIENCE);
+    next_profile(&system, "steady");
 
     for signal in [Signal::TERM, Signal::KILL] {
         let ended = system.stop_uploader(signal);
@@ -81,11 +93,7 @@ fn profiles_go_on_within_two_windows_when_the_halves_are_restarted_in_turn() {
             let text = tests::http::get(address, "/metrics", &[]).ok()?.text();
             text.lines().any(|line| line == format!("{SESSIONS} 1")).then_some(())
         });
-        let connected = Instant::now();
-        let profile = next_profile(&system, "steady", 2 * WINDOW + PATIENCE);
-        assert!(connected.elapsed() < 2 * WINDOW + PATIENCE, "{:?}", connected.elapsed());
-        let named = profile.count(|stack| stack.names().contains(&"main"));
-        assert!(named as f64 > 0.9 * profile.total() as f64, "without names: {}", profile.dump());
+        wait_named(&system);
         wait_for("what nobody took is counted", 10, || (system.metric(LOST) > 0.0).then_some(()));
 
         let before = system.metrics();
@@ -99,11 +107,7 @@ fn profiles_go_on_within_two_windows_when_the_halves_are_restarted_in_turn() {
         wait_for("the uploader is connected again", 10, || {
             (system.metric(SESSIONS) > before[SESSIONS]).then_some(())
         });
-        let connected = Instant::now();
-        let profile = next_profile(&system, "steady", 2 * WINDOW + PATIENCE);
-        assert!(connected.elapsed() < 2 * WINDOW + PATIENCE, "{:?}", connected.elapsed());
-        let named = profile.count(|stack| stack.names().contains(&"main"));
-        assert!(named as f64 > 0.9 * profile.total() as f64, "without names: {}", profile.dump());
+        wait_named(&system);
         let after = system.metrics();
         for name in [RESTARTS, RECONNECTS] {
             assert!(after[name] > before[name], "{name}: {} then {}", before[name], after[name]);
@@ -175,7 +179,7 @@ fn a_collector_that_hangs_is_noticed_and_met_again() {
     assert!(system.place().log("uploader").contains("the collector has said nothing for 15 seconds"));
     system.signal_collector(Signal::CONT);
     let _load = busy("after");
-    next_profile(&system, "after", 2 * WINDOW + 4 * PATIENCE);
+    next_profile(&system, "after");
 }
 
 #[test]
@@ -194,7 +198,7 @@ fn a_second_uploader_is_turned_away_and_the_first_goes_on() {
         let collector = place.log("collector").contains("a second uploader connected and was turned away");
         (collector && second.output().contains("serves one uploader at a time")).then_some(())
     });
-    next_profile(&system, "shared", 2 * WINDOW + PATIENCE);
+    next_profile(&system, "shared");
     assert!(system.metric("bulkhead_collector_sessions_total") < 2.0, "the first session goes on");
     assert_eq!(second.status(), None, "the second waits for its turn");
     // Its turn comes.
@@ -390,7 +394,7 @@ fn profiles_go_on_while_a_cpu_is_away_and_after_it_is_back() {
     }
     let system = system();
     let _load = busy("moved");
-    next_profile(&system, "moved", 2 * WINDOW + PATIENCE);
+    next_profile(&system, "moved");
     let offline = Setting::set(ONLINE, "0");
     wait_for("it is said", 5, || {
         system.place().log("collector").contains("CPU 1 went offline").then_some(())
@@ -407,7 +411,7 @@ fn profiles_go_on_while_a_cpu_is_away_and_after_it_is_back() {
     wait_for("the collector is served again", 10, || {
         (system.metric("bulkhead_collector_connected") > 0.0).then_some(())
     });
-    next_profile(&system, "moved", 2 * WINDOW + PATIENCE);
+    next_profile(&system, "moved");
 }
 
 #[test]

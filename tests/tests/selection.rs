@@ -142,8 +142,8 @@ fn what_is_not_named_is_dropped_in_the_kernel() {
     println!("{in_kernel} in the kernel, {in_collector} in the collector, {by_uploader} in the uploader");
     // What comes through is what was sampled before the uploader had said so, and whatever waits in the ring when it is looked
     // at again whose samples they are.
-    assert!(in_collector < in_kernel / 10.0, "{in_kernel} in the kernel, {in_collector} behind it");
-    assert!(by_uploader < in_kernel / 10.0, "{in_kernel} in the kernel, {by_uploader} in the uploader");
+    assert!(in_collector < in_kernel / 4.0, "{in_kernel} in the kernel, {in_collector} behind it");
+    assert!(by_uploader < in_kernel / 4.0, "{in_kernel} in the kernel, {by_uploader} in the uploader");
     // What is selected is as it was.
     let expected = CallTree::standard("skip-kept", Start::Bare).expected();
     let names = |stack: &tests::pprof::Stack| -> Vec<String> {
@@ -167,14 +167,16 @@ fn what_is_not_named_is_dropped_in_the_kernel() {
     wait_for("the next uploader is there", 60, || {
         tests::http::get(system.address(), "/readyz", &[]).ok().filter(|response| response.status == 200)
     });
-    let before = left_out(&system);
+    // The same collector, which tells of all that it has counted.
+    let before = wait_for("the collector tells what it has left out", 20, || {
+        Some(left_out(&system)).filter(|before| before[0] >= in_kernel)
+    });
     for comm in ["skip-kept", "skip-left"] {
         system.collect(&format!("{{comm=\"{comm}\"}}"), 100, 60);
     }
     let after = left_out(&system);
     let rise = before.iter().zip(after).map(|(before, after)| after - before).sum::<f64>();
     assert!(rise < 1.0, "{before:?}, then {after:?}");
-    assert!(before[0] >= in_kernel, "the same collector: {before:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ void use_plugin(const char *path) {
     if (!library) { fprintf(stderr, "%s\n", dlerror()); exit(1); }
     void (*work)(double) = dlsym(library, "plugin_entry");
     if (!work) { fprintf(stderr, "%s\n", dlerror()); exit(1); }
-    work(0.3);
+    work(1.0);
     dlclose(library);
 }
 

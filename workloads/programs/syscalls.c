@@ -3,7 +3,7 @@
 static char buffer[1 << 18];
 
 void ask_parent(void) {
-    for (int i = 0; i < 3000; i++) call(SYS_getppid, 0, 0, 0, 0);
+    for (int i = 0; i < 12000; i++) call(SYS_getppid, 0, 0, 0, 0);
 }
 
 void read_zeroes(int fd) {

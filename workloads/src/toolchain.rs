@@ -6,7 +6,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::Command,
-    sync::Mutex,
+    sync::{Mutex, OnceLock},
 };
 
 use thiserror::Error;
@@ -156,9 +156,14 @@ pub fn compile(name: &str, language: Language, source: &str, flags: &[&str]) -> 
 
 /// Flags that have gcc link with lld, the copy that comes with Rust.
 pub fn with_lld() -> Result<[String; 2], BuildError> {
-    let output = Command::new("rustc").args(["--print", "sysroot"]).output();
-    let sysroot = output.map_err(|source| BuildError::NoCompiler { compiler: "rustc", source })?.stdout;
-    let sysroot = String::from_utf8_lossy(&sysroot).trim().to_owned();
+    static SYSROOT: OnceLock<String> = OnceLock::new();
+    let sysroot = if let Some(known) = SYSROOT.get() {
+        known
+    } else {
+        let output = Command::new("rustc").args(["--print", "sysroot"]).output();
+        let sysroot = output.map_err(|source| BuildError::NoCompiler { compiler: "rustc", source })?.stdout;
+        SYSROOT.get_or_init(|| String::from_utf8_lossy(&sysroot).trim().to_owned())
+    };
     let folder = format!("{sysroot}/lib/rustlib/x86_64-unknown-linux-gnu/bin/gcc-ld");
     Ok(["-fuse-ld=lld".into(), format!("-B{folder}")])
 }

@@ -14,9 +14,13 @@ use workloads::{CallTree, Start};
 pub(crate) type Labels = BTreeMap<String, String>;
 
 fn system(cluster: &Cluster, kubeconfig: &str, flags: &[&str]) -> System {
+    system_with_windows("2s", cluster, kubeconfig, flags)
+}
+
+fn system_with_windows(window: &'static str, cluster: &Cluster, kubeconfig: &str, flags: &[&str]) -> System {
     let mut uploader_flags = cluster.flags(kubeconfig);
     uploader_flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
-    System::start(Options { window: "2s", uploader_flags, store: true, ..Options::default() })
+    System::start(Options { window, uploader_flags, store: true, ..Options::default() })
 }
 
 /// The labels of all targets of a command name that were seen.
@@ -131,7 +135,8 @@ fn containers_have_the_names_of_their_pods() {
 fn what_lives_for_a_moment_has_names_too() {
     let _alone = alone();
     let cluster = Cluster::find();
-    let system = system(&cluster, "bulkhead", &[]);
+    // Names are waited for half a window at most, and a kubelet takes a second or more to tell of what has ended.
+    let system = system_with_windows("10s", &cluster, "bulkhead", &[]);
     // Whole containers that live for 20 ms, or a little more: the kubelet tells of them when they have ended.
     for number in 0..5 {
         let name = format!("moment-{number}");
@@ -142,7 +147,7 @@ fn what_lives_for_a_moment_has_names_too() {
     // A container that ends again and again has a new id each time.
     let again = Pod { restart: "Always", ..Pod::of("again", "/brief 300000; exit 1") };
     cluster.kubectl(&["apply", "-f", "-"], &again.manifest());
-    wait_for("it was started three times", 90, || {
+    wait_for("it was started three times", 150, || {
         let ids = targets(&system, "brief").into_iter().filter(|labels| value(labels, "pod") == "again");
         (ids.count() >= 3).then_some(())
     });

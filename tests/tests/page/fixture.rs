@@ -298,7 +298,8 @@ async fn api_flamegraph(State(fixture): State<Arc<Fixture>>, parameters: Paramet
     let query = &parameters["query"];
     let late = *query == selector("late");
     if parameters["window"] == "next" {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        // Who looks at how the page waits has to come in time, and to see it more than once.
+        tokio::time::sleep(Duration::from_secs(if late { 8 } else { 2 })).await;
     } else if late {
         return (StatusCode::NOT_FOUND, "no finished window yet\n").into_response();
     }

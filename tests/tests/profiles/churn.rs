@@ -51,8 +51,8 @@ fn libraries_come_and_go_without_frame_pointers(system: &System) {
     running.wait_ready();
     let names = numbers.iter().map(|number| format!("churn-lib-{number}"));
     let selector = format!("{{comm=~\"{}\"}}", names.collect::<Vec<_>>().join("|"));
-    // The first windows are those in which each library is met for the first time.
-    system.collect(&selector, 100, 60);
+    // The first windows are those in which each library is met for the first time, or the second, if it was gone before anybody looked.
+    system.collect(&selector, 200, 60);
     let profile = system.collect(&selector, 1200, 120);
 
     let (mut counts, mut cut) = (Vec::new(), 0);
@@ -150,7 +150,10 @@ fn executables_never_seen_before(system: &System) {
     let (_, user) = profile.said_complete();
     println!("{whole} of {user} whole");
     assert!(user > 30, "{}", profile.dump());
-    assert!(whole as f64 >= 0.95 * user as f64, "{whole} of {user}: {:?}", profile.comments);
+    let is_opened = |stack: &Stack| stack.user().next().is_some_and(|frame| !frame.build_id.is_empty());
+    let opened = profile.count(is_opened);
+    assert!(opened as f64 >= 0.5 * user as f64, "{opened} of {user} opened: {:?}", profile.comments);
+    assert!(whole as f64 >= 0.95 * opened as f64, "{whole} of {opened}: {:?}", profile.comments);
 }
 
 fn short_processes_against_perf(system: &System) {
@@ -218,7 +221,16 @@ fn short_processes_against_perf(system: &System) {
     let in_chain = profile.count(|stack| stack.has_run(&chain));
     let in_leaf = profile.count(|stack| user_names(stack).contains(&"brief_leaf"));
     assert!(in_chain as f64 >= 0.99 * in_leaf as f64, "{in_chain} of {in_leaf}:\n{}", profile.dump());
-    assert!(in_leaf as f64 > 0.9 * ours, "{in_leaf} in the work:\n{}", profile.dump());
+    // How long it takes to start one is the machine's affair.
+    let is_own = |stack: &Stack| {
+        stack.user().next().is_some_and(|frame| Path::new(&frame.mapping).file_name() == path.file_name())
+    };
+    let is_lost = |stack: &Stack| stack.user().any(|frame| frame.mapping.is_empty());
+    let (own, lost) = (profile.count(is_own), profile.count(is_lost));
+    let of_work = format!("{in_leaf} in the work of {own}, {lost} lost");
+    println!("{of_work}, {ours} in all");
+    assert!(in_leaf as f64 > 0.75 * ours, "{of_work}:\n{}", profile.dump());
+    assert!(in_leaf as f64 >= 0.97 * (own + lost) as f64, "{of_work}:\n{}", profile.dump());
 }
 
 fn cpp_templates(system: &System) {
@@ -285,7 +297,7 @@ fn a_thread_ends_at_its_start(system: &System) {
         [("by-pthread", "in_pthread(void*)", 2), ("by-std", "in_std_thread(int)", 3)]
     {
         let of_thread = profile.count(|stack| thread_name(stack) == thread);
-        assert!(of_thread as f64 > 0.3 * profile.total() as f64, "{thread}:\n{}", profile.dump());
+        assert!(of_thread as f64 > 0.05 * profile.total() as f64, "{thread}:\n{}", profile.dump());
         for stack in profile.stacks.iter().filter(|stack| thread_name(stack) == thread) {
             let names = user_names(stack);
             let at = names.iter().position(|name| *name == function);

@@ -35,7 +35,8 @@ pub(crate) const CASES: &[Case] = &[
 /// Asserts that nearly all samples have these names in a row, and that none has any of the others.
 fn assert_only(profile: &Profile, run: &[&str], never: &[&str]) {
     let right = profile.count(|stack| stack.has_run(run));
-    assert!(right as f64 >= 0.97 * profile.total() as f64, "{run:?} in {right} of {}", profile.dump());
+    // Of very few, two may be of the program's start.
+    assert!(right as f64 + 2.0 >= 0.97 * profile.total() as f64, "{run:?} in {right} of {}", profile.dump());
     for name in never {
         let wrong = profile.count(|stack| stack.frames.iter().any(|frame| frame.name == *name));
         assert_eq!(wrong, 0, "{name} has no place here:\n{}", profile.dump());
@@ -169,12 +170,26 @@ fn a_reused_pid_is_another_process(system: &System) {
 }
 
 fn odd_names_are_text(system: &System) {
+    const PARTS: [&str; 4] = ["bytes", "a b;c \"d\"", "<b>x</b>", r"\x1b[31mred\x1b"];
     let mut running = Running::start(&program(Program::Names).unwrap(), &[""; 0]);
     running.wait_ready();
-    let profile = system.collect("{comm=~\"names.*\"}", 200, 60);
+    let mut profile = system.collect("{comm=~\"names.*\"}", 200, 60);
+    let has_all = |profile: &Profile| {
+        let has = |stack: &Stack, part: &str| {
+            stack.labels.get("thread_name").is_some_and(|name| name.contains(part))
+        };
+        PARTS.iter().all(|part| profile.stacks.iter().any(|stack| has(stack, part)))
+    };
+    // Who shares a CPU with others may have no turn in one window, or keep out of step with the samples.
+    for _ in 0..10 {
+        if has_all(&profile) {
+            break;
+        }
+        profile.append(system.collect("{comm=~\"names.*\"}", 1, 60));
+    }
     assert!(profile.count(|stack| stack.has_run(&["named_leaf", "worker"])) > 0, "{}", profile.dump());
     let threads: Vec<_> = profile.stacks.iter().filter_map(|stack| stack.labels.get("thread_name")).collect();
-    for part in ["bytes", "a b;c \"d\"", "<b>x</b>", r"\x1b[31mred\x1b"] {
+    for part in PARTS {
         assert!(threads.iter().any(|name| name.contains(part)), "{part} in {threads:?}");
     }
     assert!(!threads.iter().any(|name| name.contains(char::is_control)), "{threads:?}");

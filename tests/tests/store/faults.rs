@@ -257,7 +257,7 @@ fn ten_thousand_entries_in_the_spool() {
     journal.otherwise(Answer::Forgets);
     let _store = Store::start(port, &StoreOptions::default(), &journal);
     let mut most = 0;
-    wait_for("all have arrived", 120, || {
+    wait_for("all have arrived", 300, || {
         most = most.max(own_memory(system.uploader_pid()) / 1024);
         (system.metric("bulkhead_store_profiles_total{state=\"sent\"}") >= ENTRIES as f64).then_some(())
     });

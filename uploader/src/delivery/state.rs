@@ -173,7 +173,9 @@ mod tests {
         spool.put(b"x", 7).unwrap();
         let sentence = delivery.sentence();
         assert!(
-            sentence.contains("for 0 s: no token (UNAUTHENTICATED)") && sentence.contains(" 7 profiles"),
+            sentence.contains("has not taken profiles for ")
+                && sentence.contains(" s: no token (UNAUTHENTICATED)")
+                && sentence.contains(" 7 profiles"),
             "{sentence}"
         );
         assert!(delivery.sent(3, 100).is_some());
