@@ -12,7 +12,7 @@ use rustix::fs::{fstat, major, minor};
 
 use crate::{
     counters::Losses,
-    found::NotOpened,
+    found::{self, NotOpened},
     kernel_events::{FileNumbers, Mapped},
     procfs,
 };
@@ -64,6 +64,19 @@ struct Found {
 pub(crate) struct Opened {
     pub(crate) file: OwnedFd,
     pub(crate) identity: Identity,
+}
+
+impl Opened {
+    /// Whether another file has been mapped in the place of the one that a record tells of. `is_known`: a file with the record's numbers has
+    /// been seen.
+    fn is_another(&self, mapped: &Mapped, is_known: bool) -> bool {
+        // Inode numbers are the same also where devices are not; overlayfs may say more in their upper half.
+        let has_inode = (self.identity.inode ^ mapped.file.inode) << 32 == 0;
+        let has_name =
+            || found::path_of(&self.file).is_none_or(|path| name_in(&path) == name_in(&mapped.path));
+        // overlayfs shows what it has copied by the number of before.
+        !has_inode && (is_known || !has_name())
+    }
 }
 
 /// Opens what a process has mapped there. It fails when the process or the mapping is gone, or when it may not be opened.
@@ -137,15 +150,9 @@ impl Executables {
         };
         let (start, end) = mapped.opened_at;
         let is_known = found.is_some_and(|(id, _)| self.is_open(id));
-        let is_another = |opened: &Opened| {
-            // Inode numbers are the same also where devices are not; overlayfs may say more in their upper half.
-            (opened.identity.inode ^ numbers.inode) << 32 != 0
-                && (is_known
-                    || procfs::path_of(&opened.file)
-                        .is_some_and(|path| name_in(&path) != name_in(&mapped.path)))
-        };
-        let opened = open(mapped.pid, start, end, has_numbers)
-            .and_then(|opened| if is_another(&opened) { Err(NotOpened::Replaced) } else { Ok(opened) });
+        let opened = open(mapped.pid, start, end, has_numbers).and_then(|opened| {
+            if opened.is_another(mapped, is_known) { Err(NotOpened::Replaced) } else { Ok(opened) }
+        });
         if let Err(error) = &opened {
             // Its name is of somebody else's choice.
             let path = mapped.path.escape_ascii();

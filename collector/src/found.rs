@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, open, openat, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, open, openat, readlinkat, statx};
 use thiserror::Error;
 
 use crate::{patience, proc_text::type_of_mount, procfs};
@@ -92,8 +92,16 @@ pub(crate) fn open_found(found: &OwnedFd, pid: u32) -> Result<OwnedFd, NotOpened
     }
     // The file itself, whatever its name leads to by now. Never waits for a lease that another process holds.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
-    Ok(openat(CWD, path, flags, Mode::empty())?)
+    Ok(openat(CWD, link_to(found), flags, Mode::empty())?)
+}
+
+/// The path of a file that was found or opened, as this process sees it.
+pub(crate) fn path_of(file: &OwnedFd) -> Option<Vec<u8>> {
+    Some(readlinkat(CWD, link_to(file), Vec::new()).ok()?.into_bytes())
+}
+
+fn link_to(file: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 /// What the kernel knows by itself: no question to the file system.

@@ -3,11 +3,9 @@
 use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
-
-use rustix::fs::{CWD, readlinkat};
 
 use crate::{
     found::{self, NotOpened},
@@ -107,12 +105,6 @@ pub(crate) fn open_mapped(pid: u32, start: u64, end: u64) -> Result<OwnedFd, Not
     // Only the way to the file takes the process's lock.
     let found = patience::look(pid, || found::find(&format!("/proc/{pid}/map_files/{start:x}-{end:x}")))?;
     found::open_found(&found, pid)
-}
-
-/// The path of an open file, as this process sees it.
-pub(crate) fn path_of(file: &OwnedFd) -> Option<Vec<u8>> {
-    let path = readlinkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new()).ok()?;
-    Some(path.into_bytes())
 }
 
 /// Opens the executable of a process, the very file, through whichever of its threads still has one.

@@ -93,7 +93,7 @@ impl Cluster {
 
     /// Deletes a pod at once.
     pub fn delete(&self, pod: &str) {
-        self.kubectl(&["delete", "pod", pod, "--now", "--wait"], "");
+        self.kubectl(&["delete", "pod", pod, "--now", "--wait", "--ignore-not-found"], "");
     }
 
     /// The ids of a pod's containers, by name, as the API server tells them now.

@@ -1,7 +1,7 @@
 //! Ten thousand executables, and room for the unwind rows of a few dozen: memory stays what it was, a program that runs on
 //! keeps its whole stacks, and what cannot be unwound says so instead of showing a wrong frame.
 //!
-//! With a pair of halves of its own: the others' stacks would suffer.
+//! And a collector that stands still now and then. Each with a pair of halves of its own: the others' stacks would suffer.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something does not work")]
 
@@ -149,7 +149,7 @@ fn check_kinds(system: &System) {
     println!("{samples} samples of the small executables, {whole} whole, {nameless} without names");
     assert!(samples > 500, "{samples} samples are too few to tell anything");
     // The uploader holds 512 files: at 200 new ones a second some are closed before the window's end, when names are looked up.
-    assert!(nameless as f64 <= 0.8 * samples as f64, "{nameless} of {samples} without names");
+    assert!(nameless as f64 <= 0.5 * samples as f64, "{nameless} of {samples} without names");
     assert!(
         false_claims.is_empty(),
         "{} windows, such as:\n{}",
@@ -217,5 +217,5 @@ fn a_collector_that_is_late_takes_no_library_for_another() {
         system.metric("bulkhead_lost_total{reason=\"not_opened\"}")
     );
     assert!(wrong.is_empty(), "{} stacks, such as:\n{}", wrong.len(), wrong[..3.min(wrong.len())].join("\n"));
-    assert!(right > 100, "{right} samples are too few to tell anything");
+    assert!(right > 500, "{right} samples are too few to tell anything");
 }

@@ -142,8 +142,8 @@ fn what_is_not_named_is_dropped_in_the_kernel() {
     println!("{in_kernel} in the kernel, {in_collector} in the collector, {by_uploader} in the uploader");
     // What comes through is what was sampled before the uploader had said so, and whatever waits in the ring when it is looked
     // at again whose samples they are.
-    assert!(in_collector < in_kernel / 4.0, "{in_kernel} in the kernel, {in_collector} behind it");
-    assert!(by_uploader < in_kernel / 4.0, "{in_kernel} in the kernel, {by_uploader} in the uploader");
+    assert!(in_collector < in_kernel / 10.0, "{in_kernel} in the kernel, {in_collector} behind it");
+    assert!(by_uploader < in_kernel / 10.0, "{in_kernel} in the kernel, {by_uploader} in the uploader");
     // What is selected is as it was.
     let expected = CallTree::standard("skip-kept", Start::Bare).expected();
     let names = |stack: &tests::pprof::Stack| -> Vec<String> {

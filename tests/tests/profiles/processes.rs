@@ -35,8 +35,7 @@ pub(crate) const CASES: &[Case] = &[
 /// Asserts that nearly all samples have these names in a row, and that none has any of the others.
 fn assert_only(profile: &Profile, run: &[&str], never: &[&str]) {
     let right = profile.count(|stack| stack.has_run(run));
-    // Of very few, two may be of the program's start.
-    assert!(right as f64 + 2.0 >= 0.97 * profile.total() as f64, "{run:?} in {right} of {}", profile.dump());
+    assert!(right as f64 >= 0.97 * profile.total() as f64, "{run:?} in {right} of {}", profile.dump());
     for name in never {
         let wrong = profile.count(|stack| stack.frames.iter().any(|frame| frame.name == *name));
         assert_eq!(wrong, 0, "{name} has no place here:\n{}", profile.dump());
@@ -153,7 +152,8 @@ fn a_reused_pid_is_another_process(system: &System) {
     for _ in 0..50 {
         let mut first = Running::start(&old, &[""; 0]);
         let pid = first.wait_ready();
-        let before = system.collect("{comm=\"reuse-old\"}", 20, 60);
+        // So many that one may be of the program's start.
+        let before = system.collect("{comm=\"reuse-old\"}", 40, 60);
         assert_only(&before, &["work_of_stage_old", "main"], &[]);
         first.kill();
         fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();

@@ -169,7 +169,7 @@ fn an_uploader_that_is_told_to_end_keeps_what_it_has() {
     let _store = Store::start(port, &StoreOptions::default(), &journal);
     system.start_uploader();
     wait_for("the short window arrives", 60, || {
-        let of_shell = |one: &Arrived| one.labels["comm"] == "sh" && one.profile.total() > 0;
+        let of_shell = |one: &Arrived| one.labels["comm"] == "sh" && one.profile.total() > 50;
         let is_short = |one: &Arrived| one.profile.duration_nanos < 3_500_000_000;
         journal.arrived().iter().any(|one| of_shell(one) && is_short(one)).then_some(())
     });
@@ -195,6 +195,6 @@ fn a_slow_store_delays_nothing() {
     let (passed, seconds) =
         (system.metric("bulkhead_windows_total") - windows, begun.elapsed().as_secs_f64());
     // One that waited for the store would take six seconds, and the next ones would be dropped.
-    assert!(passed >= seconds / 3.0, "{passed} windows of a second in {seconds} s");
+    assert!(passed >= seconds / 2.0, "{passed} windows of a second in {seconds} s");
     assert!(dropped() - before <= 1.0, "{} dropped, {passed} not", dropped() - before);
 }
